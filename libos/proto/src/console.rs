@@ -1,0 +1,82 @@
+//! The console page: Xen's console rings, and behind them fcap's status area.
+//!
+//! Xen's `struct xencons_interface` (`xen/include/public/io/console.h`) fills
+//! the first 3,088 bytes of the page. The last 512 bytes are ours: a capsule
+//! and `fcapd` exchange through them what the rings cannot carry (end of input,
+//! exit code, why the capsule died), without a single xenstore request. A
+//! capsule started by another toolstack finds no [`STATUS_MAGIC`] there and does
+//! without.
+//!
+//! Each field has one writer. Everything a capsule writes is hostile to the
+//! manager: copy once, bound, then use.
+
+/// Byte offset of the ring towards the guest, [`IN_LEN`] bytes.
+pub const IN: usize = 0;
+/// Length of the ring towards the guest.
+pub const IN_LEN: usize = 1024;
+/// Byte offset of the ring from the guest, [`OUT_LEN`] bytes.
+pub const OUT: usize = 1024;
+/// Length of the ring from the guest.
+pub const OUT_LEN: usize = 2048;
+/// `u32`: consumer index of the input ring, written by the guest.
+pub const IN_CONS: usize = 3072;
+/// `u32`: producer index of the input ring, written by the host.
+pub const IN_PROD: usize = 3076;
+/// `u32`: consumer index of the output ring, written by the host.
+pub const OUT_CONS: usize = 3080;
+/// `u32`: producer index of the output ring, written by the guest.
+pub const OUT_PROD: usize = 3084;
+
+/// `u64`: [`STATUS_MAGIC`] when the builder is fcapd; written before the guest runs.
+pub const STATUS: usize = 3584;
+/// "fcapcon1" in memory order.
+pub const STATUS_MAGIC: u64 = u64::from_le_bytes(*b"fcapcon1");
+/// `u32`: bits for the guest, written by the host: [`HOST_STDIN`], [`HOST_EOF`].
+pub const HOST_FLAGS: usize = 3592;
+/// The host will send standard input. Without it, reading yields end of file at once.
+pub const HOST_STDIN: u32 = 1;
+/// The host has closed standard input: once the ring is empty, it is at its end.
+pub const HOST_EOF: u32 = 2;
+/// `u32`: an [`EndKind`], written last by the guest, before it shuts down; 0 until then.
+pub const END_KIND: usize = 3596;
+/// `i32`: the exit code.
+pub const EXIT_CODE: usize = 3600;
+/// `u32`: bytes used of [`MESSAGE`].
+pub const MESSAGE_LEN: usize = 3604;
+/// `u32`: entries used of [`BACKTRACE`].
+pub const BACKTRACE_LEN: usize = 3608;
+/// `[u64; BACKTRACE_MAX]`: return addresses, innermost first.
+pub const BACKTRACE: usize = 3616;
+/// Most return addresses that fit.
+pub const BACKTRACE_MAX: usize = 16;
+/// UTF-8: why the capsule died, for people ("panicked at src/main.rs:3:5: ...").
+pub const MESSAGE: usize = 3744;
+/// Most bytes of the message that fit.
+pub const MESSAGE_MAX: usize = 352;
+
+const _: () = assert!(BACKTRACE + 8 * BACKTRACE_MAX == MESSAGE && MESSAGE + MESSAGE_MAX == 4096);
+
+/// How a capsule says it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum EndKind {
+    /// `main` returned, or the application called `exit`.
+    Exited = 1,
+    /// A panic; the message has location and text.
+    Panicked = 2,
+    /// The allocator found no memory.
+    OutOfMemory = 3,
+    /// A processor exception (page fault, invalid instruction).
+    Fault = 4,
+    /// Stopped on request of the operator.
+    Stopped = 5,
+}
+
+impl EndKind {
+    /// The kind for a number read from the page.
+    pub fn from_u32(n: u32) -> Option<Self> {
+        [Self::Exited, Self::Panicked, Self::OutOfMemory, Self::Fault, Self::Stopped]
+            .into_iter()
+            .find(|&kind| kind as u32 == n)
+    }
+}

@@ -1,0 +1,2 @@
+//! The library OS that capsules are linked with.
+#![no_std]

@@ -1,0 +1,3 @@
+//! `fcapd`: runs the capsules of one node.
+
+pub mod toolstack;
