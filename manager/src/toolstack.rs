@@ -71,6 +71,8 @@ pub struct Host {
     pub free_memory_kib: u64,
     /// Whether the hypervisor can track dirty pages of PV guests itself.
     pub log_dirty: bool,
+    /// Processor time used by dom0 itself since its boot.
+    pub dom0_cpu_time_ns: u64,
 }
 
 /// A parsed and checked image, shared by all the capsules made of it.
@@ -205,6 +207,8 @@ pub trait Toolstack: Send + Sync {
 pub trait Domain: Send + Sync {
     /// The hypervisor's number for it.
     fn domid(&self) -> u32;
+    /// Where the time of building it went: steps in order with nanoseconds; empty when adopted.
+    fn build_steps(&self) -> Vec<(&'static str, u64)>;
     /// Lets it run.
     fn unpause(&self) -> Result<()>;
     /// Holds it.

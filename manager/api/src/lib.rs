@@ -136,6 +136,8 @@ pub struct Node {
     pub pool_size: u32,
     /// Pre-built capsules that are ready.
     pub pool_ready: u32,
+    /// Processor time that dom0 itself has used since its boot.
+    pub dom0_cpu_time_ns: u64,
 }
 
 /// Settings of a node that can change while it runs.
@@ -297,6 +299,19 @@ pub struct Capsule {
     pub stdin: bool,
     /// How its last run ended.
     pub end: Option<End>,
+    /// Where the time of its last start went, in order; known to the daemon that started it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Step>,
+}
+
+/// One step of starting a capsule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Step {
+    /// What was done.
+    pub name: String,
+    /// How long it took.
+    pub ns: u64,
 }
 
 /// What a capsule does.
