@@ -192,8 +192,12 @@ pub trait Toolstack: Send + Sync {
     /// All domains but dom0 and the pool's, in one look.
     fn domains(&self) -> Result<Vec<DomainInfo>>;
 
-    /// Takes back a domain that an earlier run of the daemon made.
+    /// Takes back a domain that an earlier run of the daemon made, whether it runs or has shut
+    /// down. Fails for one that is only half built, because its maker was killed.
     fn adopt(&self, domid: u32) -> Result<Arc<dyn Domain>>;
+
+    /// Removes every trace of a domain that cannot be adopted. Does nothing if it is gone.
+    fn destroy(&self, domid: u32) -> Result<()>;
 
     /// Holds `size` domains ready for each of the specs most recently created (as many as the
     /// implementation finds sensible); 0 destroys them.
@@ -222,9 +226,14 @@ pub trait Domain: Send + Sync {
     /// Ends it at once and removes every trace of it. Does nothing if it is gone already.
     fn destroy(&self) -> Result<()>;
 
-    /// Appends what it has written to its console since the last call, at most `max` bytes;
-    /// returns how many. Makes room for more, and tells the capsule so.
-    fn read_output(&self, out: &mut Vec<u8>, max: usize) -> Result<usize>;
+    /// Takes what it has written to its console since the last call, at most `max` bytes, and
+    /// returns how many. The bytes are first shown to `keep` (not called when there are none);
+    /// they are taken from the ring, and the capsule told that there is room, only after it
+    /// returned true. So a daemon that is killed in between loses nothing.
+    fn read_output(&self, max: usize, keep: &mut dyn FnMut(&[u8]) -> bool) -> Result<usize>;
+    /// Bytes taken from its console since it was built, modulo 2^32: the ring's consumer index.
+    /// With it an adopting daemon tells what its killed forerunner had kept but not yet taken.
+    fn output_position(&self) -> Result<u32>;
     /// Gives it input; returns how many bytes there was room for. [`Event::Console`] tells when
     /// there may be room again.
     fn write_input(&self, bytes: &[u8]) -> Result<usize>;
