@@ -8,3 +8,7 @@
 
 pub mod boot;
 pub mod console;
+pub mod domid;
+pub mod xenstore;
+
+pub use domid::DomId;
