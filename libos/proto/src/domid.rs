@@ -5,6 +5,7 @@ use core::fmt;
 /// A domain's number, which Xen may hand out again once the domain is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[doc(alias = "domid_t")]
+#[repr(transparent)]
 pub struct DomId(pub u16);
 
 impl DomId {

@@ -3,12 +3,30 @@
 //! What both sides of a capsule's life agree on: the library OS inside and the
 //! manager in dom0 link the same definitions. Nothing here does I/O, reads a
 //! clock, follows a pointer or allocates; everything is tested on the host.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`boot`], [`console`] | what is ours alone: boot module, status area of the console page |
+//! | [`elfnote`], [`start_info`], [`cmdline`] | start of day |
+//! | [`domid`], [`frame`], [`evtchn`], [`gnttab`] | domains, frames, ports, grants |
+//! | [`hypercall`], [`shared_info`], [`pvclock`] | the doors to Xen |
+//! | [`ring`], [`xenstore`] | byte rings, and what xenstored speaks over them |
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod cmdline;
 pub mod console;
 pub mod domid;
+pub mod elfnote;
+pub mod evtchn;
+pub mod frame;
+pub mod gnttab;
+pub mod hypercall;
+pub mod pvclock;
+pub mod ring;
+pub mod shared_info;
+pub mod start_info;
 pub mod xenstore;
 
 pub use domid::DomId;
