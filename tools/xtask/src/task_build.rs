@@ -1,0 +1,37 @@
+//! Builds what users run: fcap, fcapd, the example applications, the node image.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::run::{cargo, program, tree, visibly};
+use crate::task_image;
+
+/// Builds everything for use, in release form.
+pub(crate) fn run() -> Result<()> {
+    visibly(&mut cargo(&["build", "--locked", "--release", "--package", "fcap-tools", "--package", "fcap-manager"]))?;
+    applications()?;
+    task_image::run(&[])
+}
+
+/// Builds the example applications and the tests' guests with `fcap build`, and collects their
+/// images in `target/capsule`.
+pub(crate) fn applications() -> Result<()> {
+    let images = tree().join("target/capsule");
+    fs::create_dir_all(&images)?;
+    for package in ["libos/examples", "tests/guests"] {
+        let manifest = format!("{package}/Cargo.toml");
+        if !tree().join(&manifest).exists() {
+            continue;
+        }
+        visibly(&mut program(&["target/release/fcap", "build", "--manifest-path", &manifest]))?;
+        let built = tree().join(package).join("target/capsule");
+        for entry in fs::read_dir(&built).with_context(|| format!("cannot read {}", built.display()))? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                fs::copy(entry.path(), images.join(entry.file_name()))?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! Shows what fcap does, with real programs on real input, and cleans up after itself.
+
+use std::fs::File;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::run::{program, tree, visibly};
+use crate::{task_build, task_setup};
+
+/// A cloud of its own, so that the demo does not disturb another.
+const CLOUD: &str = "demo";
+
+/// Installs, builds, shows, cleans up.
+pub(crate) fn run() -> Result<()> {
+    task_setup::run()?;
+    task_build::run()?;
+    let shown = show();
+    // Whatever happened, nothing stays behind.
+    let down = visibly(&mut fcap(&["cloud", "down"]));
+    shown.and(down)?;
+    println!("\nAll of this again by hand: export PATH=\"$PWD/target/release:$PATH\", then fcap --help");
+    Ok(())
+}
+
+fn fcap(args: &[&str]) -> Command {
+    let mut command = program(&[&["target/release/fcap"], args].concat());
+    command.env("FCAP_CLOUD", CLOUD);
+    command
+}
+
+fn show() -> Result<()> {
+    visibly(&mut fcap(&["cloud", "up"]))?;
+    visibly(&mut fcap(&["run", "--rm", "target/capsule/hello"]))?;
+
+    println!("\n# A program reads standard input; its answer is what wc says.");
+    let text = tree().join("target/demo-text");
+    std::fs::write(&text, std::fs::read(tree().join("Cargo.lock"))?.repeat(20))?;
+    let mut wordcount = fcap(&["run", "--rm", "-i", "target/capsule/wordcount"]);
+    let answer = wordcount.stdin(File::open(&text)?).output().context("cannot run fcap")?;
+    let wc = program(&["wc"]).stdin(File::open(&text)?).output().context("cannot run wc")?;
+    let words = |bytes: &[u8]| String::from_utf8_lossy(bytes).split_whitespace().map(String::from).collect::<Vec<_>>();
+    println!("fcap run -i wordcount < text: {:?}\nwc < text:                    {:?}", words(&answer.stdout), words(&wc.stdout));
+    ensure!(words(&answer.stdout) == words(&wc.stdout), "wordcount and wc disagree: {answer:?}");
+
+    println!("\n# A program that stays, handled like a process.");
+    visibly(&mut fcap(&["run", "-d", "--name", "ticker", "target/capsule/clock"]))?;
+    visibly(&mut fcap(&["ps"]))?;
+    // Three ticks, as they come.
+    visibly(&mut program(&["sh", "-c", "target/release/fcap logs -f ticker | head -n 3"]).env("FCAP_CLOUD", CLOUD))?;
+    visibly(&mut fcap(&["stats", "--no-stream"]))?;
+    visibly(&mut fcap(&["stop", "ticker"]))?;
+    visibly(&mut fcap(&["ps", "-a"]))?;
+    visibly(&mut fcap(&["rm", "ticker"]))
+}

@@ -1,0 +1,74 @@
+//! `cargo xtask setup`: installs the Debian packages that building and running need.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+pub(crate) const HELP: &str = "\
+cargo xtask setup
+
+Installs the Debian packages that are missing, saying which and why. Uses sudo unless it is
+root already. Does nothing when nothing is missing.";
+
+/// Package, and what it is for.
+const PACKAGES: [(&str, &str); 5] = [
+    ("gcc", "linker, and C parts of crates"),
+    ("libc6-dev", "linking"),
+    ("libxen-dev", "fcapd: headers and libraries of Xen"),
+    ("libclang-14-dev", "fcapd: bindings are made from Xen's headers"),
+    ("qemu-system-x86", "the machines of the local cloud"),
+];
+
+pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
+    if let Some(arg) = args.next()? {
+        return Err(arg.unexpected().into());
+    }
+    ensure_installed()
+}
+
+/// Installs what is missing; does nothing, quickly, when all is there.
+pub(crate) fn ensure_installed() -> Result<()> {
+    let mut missing = Vec::new();
+    for (package, reason) in PACKAGES {
+        if !installed(package)? {
+            eprintln!("missing: {package} ({reason})");
+            missing.push(package);
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let args = ["install", "--yes", "--no-install-recommends"];
+    if !apt_get(&args, &missing)? {
+        eprintln!("trying once more with fresh package lists");
+        ensure!(apt_get(&["update"], &[])?, "`apt-get update` failed");
+        ensure!(apt_get(&args, &missing)?, "cannot install {}", missing.join(" "));
+    }
+    Ok(())
+}
+
+fn installed(package: &str) -> Result<bool> {
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}", package])
+        .stderr(Stdio::null())
+        .output()
+        .context("cannot run dpkg-query; this set-up is for Debian 12")?;
+    Ok(output.stdout == b"installed")
+}
+
+fn apt_get(args: &[&str], packages: &[&str]) -> Result<bool> {
+    let id = Command::new("id").arg("-u").output().context("cannot run id")?;
+    let mut command = if id.stdout.trim_ascii() == b"0" {
+        Command::new("apt-get")
+    } else {
+        let mut sudo = Command::new("sudo");
+        sudo.arg("apt-get");
+        sudo
+    };
+    command.args(args).args(packages).env("DEBIAN_FRONTEND", "noninteractive");
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    eprintln!("running: {line}");
+    let status = command.status().with_context(|| format!("cannot run {line}"))?;
+    Ok(status.success())
+}

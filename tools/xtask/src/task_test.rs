@@ -1,0 +1,116 @@
+//! All tests, one line a suite; what CI runs.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+
+use crate::run::{cargo, logged, program, tree};
+use crate::{task_build, task_image, task_setup};
+
+/// Lines of a failed suite's output that are shown.
+const TAIL: usize = 60;
+
+#[derive(Default)]
+struct Tally {
+    passed: u32,
+    failed: u32,
+}
+
+impl Tally {
+    /// Runs one suite. Test runners' own counts are taken where there are some; another
+    /// command counts as one test.
+    fn suite(&mut self, name: &str, command: &mut Command) -> Result<bool> {
+        eprintln!("     ... {name}");
+        let done = logged(name, command)?;
+        let (mut passed, mut failed) = counts(&done.output);
+        if passed + failed == 0 || (failed == 0 && !done.success) {
+            passed += u32::from(done.success);
+            failed += u32::from(!done.success);
+        }
+        self.passed += passed;
+        self.failed += failed;
+        let verdict = if failed == 0 { "ok" } else { "FAILED" };
+        println!("{verdict:>6}  {name:<24} {passed:>4} passed, {failed} failed  ({:.0} s)", done.seconds);
+        if failed > 0 {
+            let lines: Vec<_> = done.output.lines().collect();
+            println!("{}", lines[lines.len().saturating_sub(TAIL)..].join("\n"));
+            println!("the whole output is in {}", done.log.strip_prefix(tree()).unwrap_or(&done.log).display());
+        }
+        Ok(failed == 0)
+    }
+}
+
+/// Runs the tests; `quick` leaves out what needs real Xen.
+pub(crate) fn run(quick: bool) -> Result<ExitCode> {
+    task_setup::run()?;
+    let mut tally = Tally::default();
+    let t = &mut tally;
+    t.suite("format", &mut cargo(&["fmt", "--all", "--check"]))?;
+    t.suite(
+        "clippy",
+        &mut cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
+    )?;
+    t.suite("docs", cargo(&["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings"))?;
+    // The end-to-end tests are for later, and the capsules' crates are linked by other rules.
+    t.suite(
+        "unit and property",
+        &mut cargo(&["test", "--locked", "--workspace", "--exclude", "fcap-tests", "--no-fail-fast"]),
+    )?;
+    if !quick {
+        end_to_end(t)?;
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn end_to_end(t: &mut Tally) -> Result<()> {
+    eprintln!("     ... build");
+    task_build::run()?;
+    task_image::run(&["--variant", "compare"])?;
+    for package in ["libos/examples", "tests/guests"] {
+        let manifest = format!("{package}/Cargo.toml");
+        let name = package.replace('/', " ");
+        t.suite(&format!("format {name}"), &mut cargo(&["fmt", "--manifest-path", &manifest, "--check"]))?;
+        t.suite(
+            &format!("clippy {name}"),
+            &mut cargo(&["clippy", "--locked", "--manifest-path", &manifest, "--", "--deny", "warnings"]),
+        )?;
+    }
+    let built = t.suite(
+        "build end-to-end",
+        &mut cargo(&["test", "--locked", "--release", "--package", "fcap-tests", "--no-run", "--bins", "--tests"]),
+    )? && t.suite("build tools of tests", &mut cargo(&["build", "--locked", "--release", "--package", "fcap-tests"]))?;
+    if built {
+        t.suite("end-to-end", &mut cargo(&["test", "--locked", "--release", "--package", "fcap-tests", "--no-fail-fast"]))?;
+        t.suite("soak restart", &mut program(&["target/release/fcap-soak", "restart", "--short"]))?;
+        t.suite("soak churn", &mut program(&["target/release/fcap-soak", "churn", "--short"]))?;
+    }
+    Ok(())
+}
+
+/// Sums the `test result:` lines of libtest.
+fn counts(output: &str) -> (u32, u32) {
+    let mut sum = (0, 0);
+    for line in output.lines().filter(|line| line.starts_with("test result:")) {
+        let number = |word: &str| -> u32 {
+            let before = line.split(word).next().unwrap_or("");
+            before.split_whitespace().next_back().and_then(|n| n.parse().ok()).unwrap_or(0)
+        };
+        sum.0 += number(" passed");
+        sum.1 += number(" failed");
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_binaries_are_summed() {
+        let output = "test result: ok. 12 passed; 0 failed; 0 ignored\nother\n\
+                      test result: FAILED. 3 passed; 2 failed; 1 ignored";
+        assert_eq!(counts(output), (15, 2));
+        assert_eq!(counts("nothing"), (0, 0));
+    }
+}
