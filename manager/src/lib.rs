@@ -1,3 +1,27 @@
 //! `fcapd`: runs the capsules of one node.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`toolstack`] | what the daemon asks of a hypervisor; the simulator |
+//! | [`daemon`] | the capsules of the node: making, finding, recovering them |
+//! | [`capsule`] | one capsule: its states, and the task that changes them |
+//! | [`store`] | what survives a restart of the daemon |
+//! | [`log`] | what capsules wrote |
+//! | [`images`] | what capsules are made of |
+//! | [`events`] | what has happened lately |
+//! | [`node`] | who this node is |
+//! | [`http`] | the REST API |
 
+pub mod capsule;
+pub mod clock;
+pub mod daemon;
+pub mod error;
+pub mod events;
+pub mod http;
+pub mod id;
+pub mod images;
+pub mod log;
+pub mod names;
+pub mod node;
+pub mod store;
 pub mod toolstack;

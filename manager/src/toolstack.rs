@@ -7,6 +7,8 @@
 //! A [`Toolstack`] keeps no state that matters: after a restart [`Toolstack::domains`]
 //! finds what runs, and [`Toolstack::adopt`] takes it back.
 
+pub mod sim;
+
 use std::sync::Arc;
 
 use fcap_api::ImageKind;

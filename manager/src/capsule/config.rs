@@ -1,0 +1,211 @@
+//! What a capsule was made with, checked.
+
+use std::collections::BTreeMap;
+
+use fcap_api::{CreateCapsule, DEFAULT_MEMORY_KIB, DEFAULT_WEIGHT, ImageKind, RestartPolicy};
+use serde::{Deserialize, Serialize};
+use xen_proto::boot;
+
+use crate::error::{Error, Result};
+use crate::id::CapsuleId;
+use crate::names;
+use crate::toolstack::Image;
+
+/// Most processors of a capsule.
+const MAX_VCPUS: u32 = 32;
+/// Most bytes of a kernel's command line: Xen has room for 1,024 with the NUL.
+const MAX_COMMAND_LINE: usize = 1023;
+/// Most bytes of all arguments and environment variables together, as they travel in the boot module.
+const MAX_ARGUMENTS: usize = 256 << 10;
+/// Most bytes of what people call an image.
+const MAX_IMAGE_NAME: usize = 255;
+/// Most memory of a capsule: beyond it sums of bytes would overflow, and no node has it.
+const MAX_MEMORY_KIB: u64 = 1 << 40;
+
+/// What a capsule was made with. Only its name, cap, weight and policy change later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// Its identity.
+    pub id: CapsuleId,
+    /// Its name.
+    pub name: String,
+    /// Digest of its image.
+    pub image: String,
+    /// What people call its image.
+    pub image_name: String,
+    /// What the image is.
+    pub kind: ImageKind,
+    /// Arguments after the program's name.
+    pub args: Vec<String>,
+    /// Environment variables.
+    pub env: BTreeMap<String, String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Memory.
+    pub memory_kib: u64,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Cap in percent of one processor, 0 for none.
+    pub cpu_cap: u16,
+    /// Scheduler weight.
+    pub weight: u16,
+    /// What to do when it ends.
+    pub restart: RestartPolicy,
+    /// Remove it when it ends.
+    pub remove: bool,
+    /// Whether standard input will come.
+    pub stdin: bool,
+    /// Digest of an initrd.
+    pub initrd: Option<String>,
+    /// Kernel command line.
+    pub append: Option<String>,
+    /// When it was made.
+    pub created_ms: u64,
+}
+
+impl Config {
+    /// Checks a request for a capsule named `name` of `image`.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] and the like, naming the field and what it may be.
+    pub fn check(
+        request: CreateCapsule,
+        id: CapsuleId,
+        name: String,
+        image: &dyn Image,
+        created_ms: u64,
+    ) -> Result<Self> {
+        let bad = |message: String| Err(Error::BadRequest(message));
+        let memory_kib = request.memory_kib.unwrap_or(DEFAULT_MEMORY_KIB);
+        if memory_kib == 0 {
+            return bad("memory_kib is 0: a capsule needs memory".into());
+        }
+        if memory_kib > MAX_MEMORY_KIB {
+            return bad(format!("memory_kib is {memory_kib}, at most {MAX_MEMORY_KIB} are possible"));
+        }
+        if memory_kib < image.min_memory_kib() {
+            return Err(crate::toolstack::Error::NotEnoughMemory {
+                needed_kib: image.min_memory_kib(),
+                given_kib: memory_kib,
+            }
+            .into());
+        }
+        let vcpus = request.vcpus.unwrap_or(1);
+        if !(1..=MAX_VCPUS).contains(&vcpus) {
+            return bad(format!("vcpus is {vcpus}, it can be 1 to {MAX_VCPUS}"));
+        }
+        let weight = request.weight.unwrap_or(DEFAULT_WEIGHT);
+        check_weight(weight)?;
+        let image_name = match request.image_name {
+            Some(name)
+                if name.is_empty() || name.len() > MAX_IMAGE_NAME || name.contains(char::is_control) =>
+            {
+                return bad(format!("image_name must be printable text of 1 to {MAX_IMAGE_NAME} bytes"));
+            }
+            Some(name) => name,
+            None => request.image.chars().skip("sha256:".len()).take(12).collect(),
+        };
+        for (what, map) in [("environment variable", &request.env), ("label", &request.labels)] {
+            if let Some(key) = map.keys().find(|key| key.is_empty() || key.contains(['=', '\0'])) {
+                return bad(format!("{what} {key:?}: its name is empty or has a '=' or NUL in it"));
+            }
+        }
+        if request.args.iter().chain(request.env.values()).any(|text| text.contains('\0')) {
+            return bad("arguments and environment variables cannot have a NUL in them".into());
+        }
+        if request.remove && request.restart != RestartPolicy::No {
+            return bad("remove and a restart policy exclude each other; choose one".into());
+        }
+        match image.kind() {
+            ImageKind::Capsule if request.initrd.is_some() || request.append.is_some() => {
+                return bad("initrd and append are for other kernels; a capsule takes arguments".into());
+            }
+            ImageKind::Kernel if !request.args.is_empty() || !request.env.is_empty() => {
+                return bad(
+                    "this image is no capsule: its kernel takes append, not arguments or environment".into(),
+                );
+            }
+            ImageKind::Data => {
+                return Err(Error::BadImage(format!(
+                    "image {} is not a kernel: not an ELF file for Xen; `fcap build` makes one",
+                    request.image
+                )));
+            }
+            ImageKind::Capsule | ImageKind::Kernel => {}
+        }
+        if let Some(append) = &request.append
+            && (append.len() > MAX_COMMAND_LINE || append.contains(char::is_control))
+        {
+            return bad(format!("append must be printable text of at most {MAX_COMMAND_LINE} bytes"));
+        }
+        let config = Self {
+            id,
+            name,
+            image: request.image,
+            image_name,
+            kind: image.kind(),
+            args: request.args,
+            env: request.env,
+            labels: request.labels,
+            memory_kib,
+            vcpus,
+            cpu_cap: request.cpu_cap,
+            weight,
+            restart: request.restart,
+            remove: request.remove,
+            stdin: request.stdin,
+            initrd: request.initrd,
+            append: request.append,
+            created_ms,
+        };
+        let arguments = config.boot_module(&[0; 32]).len();
+        if arguments > MAX_ARGUMENTS {
+            return bad(format!(
+                "arguments and environment take {arguments} bytes, at most {MAX_ARGUMENTS} fit"
+            ));
+        }
+        Ok(config)
+    }
+
+    /// The boot module of a capsule that starts with this entropy.
+    pub fn boot_module(&self, seed: &[u8; 32]) -> Vec<u8> {
+        let mut module = Vec::new();
+        boot::begin(&mut module);
+        boot::record(&mut module, boot::Kind::Seed, seed);
+        boot::record(&mut module, boot::Kind::Name, self.name.as_bytes());
+        for arg in std::iter::once(&self.image_name).chain(&self.args) {
+            boot::record(&mut module, boot::Kind::Arg, arg.as_bytes());
+        }
+        for (name, value) in &self.env {
+            boot::record(&mut module, boot::Kind::Env, format!("{name}={value}").as_bytes());
+        }
+        boot::record(&mut module, boot::Kind::End, &[]);
+        module
+    }
+}
+
+/// Checks a scheduler weight.
+///
+/// # Errors
+/// [`Error::BadRequest`] for 0, which the scheduler does not take.
+pub fn check_weight(weight: u16) -> Result<()> {
+    if weight == 0 {
+        return Err(Error::BadRequest("weight is 0, it can be 1 to 65535".into()));
+    }
+    Ok(())
+}
+
+/// A name for a new capsule: the one that was asked for, checked, or a made-up one.
+///
+/// # Errors
+/// [`Error::BadRequest`] for a name that cannot be.
+pub fn name(asked: Option<&str>, taken: impl Fn(&str) -> bool) -> Result<String> {
+    if let Some(name) = asked {
+        return names::check(name).map(|()| name.to_owned()).map_err(Error::BadRequest);
+    }
+    let first = (0..20).map(|_| names::random()).find(|name| !taken(name));
+    Ok(first.unwrap_or_else(|| {
+        let base = names::random();
+        (2u32..).map(|n| format!("{base}-{n}")).find(|name| !taken(name)).expect("there are enough numbers")
+    }))
+}

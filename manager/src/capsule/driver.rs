@@ -1,0 +1,590 @@
+//! The one task that changes a capsule's state.
+//!
+//! Nothing that it does is lost when the daemon is killed in the midst of it: see
+//! [`crate::store`] for the order of writes, and [`crate::daemon`] for what a new daemon makes
+//! of what it finds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fcap_api::{Action, End, EndReason, State, Step, UpdateCapsule};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::config::{Config, check_weight};
+use super::console::Console;
+use super::end::{self, judge, without_epitaph};
+use super::{Capsule, Command, Phase, Reply, Run, Wish, check};
+use crate::clock::{now_ms, now_ns};
+use crate::daemon::{Daemon, blocking};
+use crate::error::{Error, Result};
+use crate::store::{Progress, SavedEnd};
+use crate::toolstack::{Domain, DomainInfo, DomainSpec};
+
+/// How long a capsule whose stop was asked for by a daemon that was killed has from then on.
+const RESUMED_STOP: Duration = Duration::from_secs(10);
+
+/// With what a driver begins.
+pub enum Begin {
+    /// There is nothing to do.
+    Idle,
+    /// It runs already, in this domain.
+    Running(Arc<dyn Domain>, DomainInfo),
+    /// It has ended, and what follows from that is still to be done.
+    Ended,
+}
+
+/// Drives `capsule` until it is removed.
+pub async fn drive(
+    daemon: Arc<Daemon>,
+    capsule: Arc<Capsule>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    begin: Begin,
+) {
+    let mut driver = Driver {
+        daemon,
+        capsule,
+        domain: None,
+        started: Instant::now(),
+        due: None,
+        stopping: Vec::new(),
+        gone: false,
+    };
+    match begin {
+        Begin::Idle => {}
+        Begin::Running(domain, info) => driver.resume(domain, info).await,
+        Begin::Ended => driver.after_end(),
+    }
+    while !driver.gone {
+        let due = driver.due;
+        tokio::select! {
+            command = commands.recv() => match command {
+                Some(command) => driver.handle(command).await,
+                None => return,
+            },
+            () = tokio::time::sleep_until(due.map_or_else(Instant::now, |(at, _)| at)), if due.is_some() => {
+                driver.due = None;
+                driver.on_due(due.map(|(_, what)| what)).await;
+            }
+        }
+    }
+    // Requests that came too late get no answer, which says that the capsule is gone.
+}
+
+struct Driver {
+    daemon: Arc<Daemon>,
+    capsule: Arc<Capsule>,
+    domain: Option<Arc<dyn Domain>>,
+    /// When the present run began.
+    started: Instant,
+    due: Option<(Instant, Due)>,
+    /// Those who wait for the end that they asked for.
+    stopping: Vec<Reply>,
+    gone: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Due {
+    /// It was asked to stop and has not.
+    Kill,
+    /// Its policy restarts it.
+    Restart,
+}
+
+impl Driver {
+    async fn handle(&mut self, command: Command) {
+        match command {
+            Command::Start(reply) => {
+                let result = self.start(false).await;
+                let _ = reply.send(result);
+            }
+            Command::Stop(seconds, reply) => match self.stop(seconds).await {
+                Ok(true) => self.stopping.push(reply),
+                Ok(false) => drop(reply.send(Ok(()))),
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Command::Kill(reply) => {
+                let result = self.kill().await;
+                let _ = reply.send(result);
+            }
+            Command::Pause(reply) => drop(reply.send(self.pause())),
+            Command::Unpause(reply) => drop(reply.send(self.unpause())),
+            Command::Update(update, reply) => {
+                let result = self.update(update).await;
+                let _ = reply.send(result);
+            }
+            Command::Remove(force, reply) => {
+                let result = self.remove(force).await;
+                let _ = reply.send(result);
+            }
+            Command::Look(info) => self.look(&info).await,
+            Command::Vanished(domid) => {
+                if self.domain.as_ref().is_some_and(|domain| domain.domid() == domid) {
+                    self.ended(|_, asked| judge(None, None, asked, now_ms())).await;
+                }
+            }
+        }
+    }
+
+    async fn on_due(&mut self, due: Option<Due>) {
+        match due {
+            Some(Due::Kill) => {
+                let _ = self.kill().await;
+            }
+            Some(Due::Restart) => {
+                if let Err(error) = self.start(true).await {
+                    self.restart_failed(&error);
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn state(&self) -> State {
+        self.capsule.look(|record| record.state)
+    }
+
+    fn check(&self, wish: Wish) -> Result<()> {
+        self.capsule.look(|record| check(&record.config.name, record.state, wish))
+    }
+
+    fn event(&self, action: Action, end: Option<End>) {
+        self.daemon.event(&self.capsule, action, end);
+    }
+
+    /// Changes what is wanted, on disk first.
+    fn save(&self, change: impl FnOnce(&mut Progress)) -> Result<()> {
+        let mut saved = self.capsule.look(|record| record.saved());
+        change(&mut saved.progress);
+        self.daemon.store.save(&saved)?;
+        self.capsule.change(|record| record.progress = saved.progress);
+        Ok(())
+    }
+
+    async fn start(&mut self, by_policy: bool) -> Result<()> {
+        self.check(Wish::Start)?;
+        let mut steps = Steps::new();
+        let before = self.capsule.look(|record| record.progress.clone());
+        self.save(|progress| {
+            progress.run += 1;
+            progress.started_ms = Some(now_ms());
+            (progress.stopped, progress.paused) = (false, false);
+            if by_policy {
+                (progress.restarts, progress.streak) = (progress.restarts + 1, progress.streak + 1);
+            } else {
+                progress.streak = 0;
+            }
+        })?;
+        steps.took("record");
+        let config = self.capsule.look(|record| record.config.clone());
+        let result = match self.build(&config, &mut steps).await {
+            Ok(domain) => self.launch(domain, &config, steps, by_policy).await,
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(()) => self.due = None,
+            // For one that the policy starts, the attempt counts.
+            Err(_) if by_policy => {}
+            Err(_) => {
+                if let Err(error) = self.save(|progress| *progress = before) {
+                    tracing::warn!(capsule = %self.capsule.id, %error, "the spec still says that it was started");
+                }
+            }
+        }
+        result
+    }
+
+    async fn build(&self, config: &Config, steps: &mut Steps) -> Result<Arc<dyn Domain>> {
+        let image = self.daemon.images.open(&config.image).await?;
+        let (module, command_line) = match config.kind {
+            fcap_api::ImageKind::Capsule => {
+                let mut seed = [0; 32];
+                getrandom::fill(&mut seed).expect("the kernel gives randomness");
+                (Some(Arc::from(config.boot_module(&seed))), String::new())
+            }
+            _ => {
+                let initrd = match &config.initrd {
+                    Some(digest) => Some(self.daemon.images.bytes(digest)?),
+                    None => None,
+                };
+                (initrd, config.append.clone().unwrap_or_default())
+            }
+        };
+        let spec = DomainSpec {
+            uuid: config.id.0,
+            name: config.name.clone(),
+            image,
+            module,
+            command_line,
+            memory_kib: config.memory_kib,
+            vcpus: config.vcpus,
+            cpu_cap: config.cpu_cap,
+            weight: config.weight,
+            stdin: config.stdin,
+        };
+        steps.took("prepare");
+        let toolstack = self.daemon.toolstack.clone();
+        let domain = blocking(move || toolstack.create(&spec)).await??;
+        steps.nested(domain.build_steps());
+        Ok(domain)
+    }
+
+    async fn launch(
+        &mut self,
+        domain: Arc<dyn Domain>,
+        config: &Config,
+        mut steps: Steps,
+        by_policy: bool,
+    ) -> Result<()> {
+        self.capsule.log.begin_run(now_ns());
+        let launched = self.connect(&domain, config.stdin).and_then(|console| {
+            self.capsule.change(|record| {
+                record.state = State::Running;
+                record.steps = Vec::new();
+                record.run = Some(Run { domid: domain.domid(), console: console.clone() });
+            });
+            self.capsule.phase.send_replace(Phase::Alive);
+            steps.took("connect");
+            console.set_started();
+            domain.unpause()?;
+            steps.took("unpause");
+            self.capsule.change(|record| record.steps = steps.list);
+            Ok(())
+        });
+        if let Err(error) = launched {
+            self.disconnect(domain.domid());
+            self.capsule.change(|record| {
+                record.run = None;
+                record.state = if record.end.is_some() { State::Exited } else { State::Created };
+            });
+            if let Err(error) = blocking(move || domain.destroy()).await {
+                tracing::error!(%error, "a domain that did not start cannot be destroyed");
+            }
+            return Err(error);
+        }
+        self.domain = Some(domain);
+        self.started = Instant::now();
+        self.event(if by_policy { Action::Restart } else { Action::Start }, None);
+        Ok(())
+    }
+
+    fn connect(&self, domain: &Arc<dyn Domain>, stdin: bool) -> Result<Arc<Console>> {
+        let runtime = tokio::runtime::Handle::current();
+        let console = Console::new(domain.clone(), self.capsule.log.clone(), stdin, runtime)?;
+        self.daemon.signals.connect(domain.domid(), console.clone());
+        Ok(console)
+    }
+
+    fn disconnect(&self, domid: u32) {
+        self.daemon.signals.disconnect(domid);
+    }
+
+    /// Takes up a run that an earlier daemon began.
+    async fn resume(&mut self, domain: Arc<dyn Domain>, info: DomainInfo) {
+        let (stdin, progress) = self.capsule.look(|record| (record.config.stdin, record.progress.clone()));
+        let console = match self.connect(&domain, stdin) {
+            Ok(console) => console,
+            Err(error) => {
+                tracing::warn!(capsule = %self.capsule.id, %error, "a running capsule cannot be taken back");
+                self.domain = Some(domain);
+                return self.ended(|_, asked| judge(None, None, asked, now_ms())).await;
+            }
+        };
+        let state = match (info.paused && progress.paused, progress.stopped) {
+            (true, _) => State::Paused,
+            (_, true) => State::Stopping,
+            _ => State::Running,
+        };
+        self.capsule.change(|record| {
+            record.state = state;
+            record.run = Some(Run { domid: domain.domid(), console: console.clone() });
+        });
+        self.capsule.phase.send_replace(Phase::Alive);
+        self.domain = Some(domain.clone());
+        if info.shutdown.is_some() || info.dying {
+            return self.look(&info).await;
+        }
+        if info.paused && !progress.paused {
+            // Its daemon was killed between building it and letting it run, or as the operator
+            // let it go on.
+            if let Err(error) = domain.unpause() {
+                tracing::warn!(capsule = %self.capsule.id, %error, "a capsule cannot be let go on");
+            }
+        }
+        if state == State::Stopping {
+            let asked = domain.clone();
+            let _ = blocking(move || asked.request_stop()).await;
+            self.due = Some((Instant::now() + RESUMED_STOP, Due::Kill));
+        }
+        console.pump();
+    }
+
+    /// Asks it to stop; whether its end is to be waited for.
+    async fn stop(&mut self, seconds: u64) -> Result<bool> {
+        match self.state() {
+            State::Created | State::Exited => return Ok(false),
+            State::Restarting => {
+                self.stay_ended()?;
+                return Ok(false);
+            }
+            State::Running | State::Paused | State::Stopping => {}
+        }
+        self.save(|progress| (progress.stopped, progress.paused) = (true, false))?;
+        if seconds == 0 {
+            self.kill().await?;
+            return Ok(false);
+        }
+        let Some(domain) = self.domain.clone() else { return Ok(false) };
+        if self.state() == State::Paused {
+            domain.unpause()?;
+        }
+        if self.state() != State::Stopping {
+            let asked = domain.clone();
+            blocking(move || asked.request_stop()).await??;
+            self.capsule.change(|record| record.state = State::Stopping);
+            self.event(Action::Stop, None);
+        }
+        let at = Instant::now() + Duration::from_secs(seconds);
+        if !matches!(self.due, Some((sooner, Due::Kill)) if sooner <= at) {
+            self.due = Some((at, Due::Kill));
+        }
+        Ok(true)
+    }
+
+    async fn kill(&mut self) -> Result<()> {
+        self.check(Wish::Kill)?;
+        if self.state() == State::Restarting {
+            return self.stay_ended();
+        }
+        // A full disk does not keep it alive.
+        if let Err(error) = self.save(|progress| progress.stopped = true) {
+            tracing::warn!(capsule = %self.capsule.id, %error, "that it is to stay ended is not kept");
+            self.capsule.change(|record| record.progress.stopped = true);
+        }
+        self.event(Action::Kill, None);
+        self.ended(|domain, asked| match domain.epitaph() {
+            // It was faster.
+            Some(epitaph) => {
+                judge(Some(crate::toolstack::Shutdown::Poweroff), Some(epitaph), asked, now_ms())
+            }
+            None => without_epitaph(137, EndReason::Killed, None, now_ms()),
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Keeps the policy from restarting it.
+    fn stay_ended(&mut self) -> Result<()> {
+        self.save(|progress| progress.stopped = true)?;
+        self.due = None;
+        self.event(Action::Stop, None);
+        self.after_end();
+        Ok(())
+    }
+
+    fn pause(&self) -> Result<()> {
+        self.check(Wish::Pause)?;
+        self.save(|progress| progress.paused = true)?;
+        self.domain()?.pause()?;
+        self.capsule.change(|record| record.state = State::Paused);
+        self.event(Action::Pause, None);
+        Ok(())
+    }
+
+    fn unpause(&self) -> Result<()> {
+        self.check(Wish::Unpause)?;
+        self.save(|progress| progress.paused = false)?;
+        self.domain()?.unpause()?;
+        self.capsule.change(|record| record.state = State::Running);
+        self.event(Action::Unpause, None);
+        Ok(())
+    }
+
+    fn domain(&self) -> Result<&Arc<dyn Domain>> {
+        self.domain.as_ref().ok_or(crate::toolstack::Error::Gone.into())
+    }
+
+    async fn update(&self, update: UpdateCapsule) -> Result<()> {
+        let old = self.capsule.look(|record| record.saved());
+        let mut new = old.clone();
+        if let Some(weight) = update.weight {
+            check_weight(weight)?;
+            new.config.weight = weight;
+        }
+        new.config.cpu_cap = update.cpu_cap.unwrap_or(new.config.cpu_cap);
+        new.config.restart = update.restart.unwrap_or(new.config.restart);
+        if new.config.remove && new.config.restart != fcap_api::RestartPolicy::No {
+            return Err(Error::BadRequest(
+                "the capsule is removed when it ends, so it cannot have a restart policy".into(),
+            ));
+        }
+        let renamed = update.name.filter(|name| *name != old.config.name);
+        if let Some(name) = &renamed {
+            self.daemon.reserve_name(name, self.capsule.id)?;
+            new.config.name.clone_from(name);
+        }
+        let scheduling = (new.config.cpu_cap, new.config.weight) != (old.config.cpu_cap, old.config.weight);
+        let applied = self.apply(&new.config, scheduling, renamed.is_some()).await;
+        if let Err(error) = applied.and_then(|()| self.daemon.store.save(&new)) {
+            renamed.inspect(|name| self.daemon.release_name(name));
+            if scheduling {
+                // Best effort: what the operator sees stays what it was.
+                let _ = self
+                    .domain
+                    .as_ref()
+                    .map(|domain| domain.set_scheduling(old.config.cpu_cap, old.config.weight));
+            }
+            return Err(error);
+        }
+        self.capsule.change(|record| record.config = new.config);
+        if renamed.is_some() {
+            self.daemon.release_name(&old.config.name);
+            self.event(Action::Rename, None);
+        }
+        if scheduling || update.restart.is_some() {
+            self.event(Action::Update, None);
+        }
+        Ok(())
+    }
+
+    async fn apply(&self, config: &Config, scheduling: bool, name: bool) -> Result<()> {
+        let Some(domain) = self.domain.clone() else { return Ok(()) };
+        if scheduling {
+            domain.set_scheduling(config.cpu_cap, config.weight)?;
+        }
+        if name {
+            let name = config.name.clone();
+            blocking(move || domain.rename(&name)).await??;
+        }
+        Ok(())
+    }
+
+    async fn look(&mut self, info: &DomainInfo) {
+        if self.domain.as_ref().is_none_or(|domain| domain.domid() != info.domid) {
+            return;
+        }
+        let shutdown = info.shutdown;
+        self.ended(|domain, asked| {
+            let epitaph = if shutdown.is_some() { domain.epitaph() } else { None };
+            judge(shutdown, epitaph, asked, now_ms())
+        })
+        .await;
+    }
+
+    /// Ends the run: records how, then destroys the domain.
+    async fn ended(&mut self, judge: impl FnOnce(&dyn Domain, bool) -> End) {
+        let Some(domain) = self.domain.take() else { return };
+        self.due = None;
+        let run = self.capsule.look(|record| record.run.clone());
+        run.inspect(|run| run.console.finish());
+        self.disconnect(domain.domid());
+        let asked = self.capsule.look(|record| record.progress.stopped);
+        let end = judge(&*domain, asked);
+        self.save_end(&end);
+        if let Err(error) = blocking(move || domain.destroy()).await.unwrap_or(Ok(())) {
+            tracing::error!(capsule = %self.capsule.id, %error, "the domain of an ended capsule is left behind");
+        }
+        if self.started.elapsed() >= end::LONG_RUN {
+            self.capsule.change(|record| record.progress.streak = 0);
+        }
+        self.capsule.change(|record| {
+            record.steps = record.steps();
+            (record.run, record.end) = (None, Some(end.clone()));
+        });
+        self.event(Action::Die, Some(end));
+        self.after_end();
+    }
+
+    fn save_end(&self, end: &End) {
+        let run = self.capsule.look(|record| record.progress.run);
+        if let Err(error) = self.daemon.store.save_end(self.capsule.id, &SavedEnd { run, end: end.clone() }) {
+            tracing::warn!(capsule = %self.capsule.id, %error, "a run's end is not kept");
+        }
+    }
+
+    /// What follows from an end that is recorded: another run, removal, or nothing.
+    fn after_end(&mut self) {
+        let (config, progress, end) =
+            self.capsule.look(|record| (record.config.clone(), record.progress.clone(), record.end.clone()));
+        let Some(end) = end else { return };
+        if !progress.stopped
+            && let Some(delay) = end::restart(config.restart, &end, progress.streak)
+        {
+            self.capsule.change(|record| record.state = State::Restarting);
+            self.capsule.phase.send_replace(Phase::Alive);
+            self.due = Some((Instant::now() + delay, Due::Restart));
+            return;
+        }
+        self.capsule.change(|record| record.state = State::Exited);
+        if config.remove
+            && let Err(error) = self.forget()
+        {
+            tracing::error!(capsule = %self.capsule.id, %error, "an ended capsule cannot be removed");
+        }
+        if !self.gone {
+            self.capsule.phase.send_replace(Phase::Ended(end));
+        }
+        self.stopping.drain(..).for_each(|reply| drop(reply.send(Ok(()))));
+    }
+
+    fn restart_failed(&mut self, error: &Error) {
+        let message = format!("it could not be restarted: {}", error.body().message);
+        let end = without_epitaph(125, EndReason::Lost, Some(message), now_ms());
+        self.save_end(&end);
+        self.capsule.change(|record| record.end = Some(end.clone()));
+        self.event(Action::Die, Some(end));
+        self.after_end();
+    }
+
+    async fn remove(&mut self, force: bool) -> Result<()> {
+        if force && self.domain.is_some() {
+            self.kill().await?;
+        }
+        if self.gone {
+            return Ok(());
+        }
+        self.check(Wish::Remove)?;
+        self.due = None;
+        self.forget()
+    }
+
+    /// Removes every trace of it; it has no domain.
+    fn forget(&mut self) -> Result<()> {
+        self.daemon.store.remove(self.capsule.id)?;
+        self.daemon.forget(&self.capsule);
+        self.event(Action::Remove, None);
+        self.gone = true;
+        let end = self.capsule.look(|record| record.end.clone());
+        self.capsule.phase.send_replace(Phase::Gone(end));
+        Ok(())
+    }
+}
+
+/// Measures where the time goes.
+struct Steps {
+    last: std::time::Instant,
+    list: Vec<Step>,
+}
+
+impl Steps {
+    fn new() -> Self {
+        Self { last: std::time::Instant::now(), list: Vec::new() }
+    }
+
+    fn took(&mut self, name: &str) {
+        let now = std::time::Instant::now();
+        let ns = now.duration_since(self.last).as_nanos() as u64;
+        self.list.push(Step { name: name.into(), ns });
+        self.last = now;
+    }
+
+    /// Somebody else measured what was done since the last step; the rest is the way there.
+    fn nested(&mut self, steps: Vec<(&'static str, u64)>) {
+        let inner: u64 = steps.iter().map(|(_, ns)| ns).sum();
+        self.list.extend(steps.into_iter().map(|(name, ns)| Step { name: format!("build: {name}"), ns }));
+        self.took("build: hand-over");
+        if let Some(last) = self.list.last_mut() {
+            last.ns = last.ns.saturating_sub(inner);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What can go wrong with a request, and how that is told.
+
+use std::io;
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use fcap_api::{ErrorBody, ErrorCode};
+
+use crate::toolstack;
+
+/// A request that failed. Messages name the object and, where there is one, the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request makes no sense.
+    #[error("{0}")]
+    BadRequest(String),
+    /// No token, or a wrong one.
+    #[error("this needs the node's bearer token: none was given, or another one")]
+    Unauthorized,
+    /// No capsule has this id, prefix or name.
+    #[error("no such capsule: {0}")]
+    NoSuchCapsule(String),
+    /// The node does not hold this image.
+    #[error("no such image: {0}; upload it first")]
+    NoSuchImage(String),
+    /// Nothing is served at this path.
+    #[error("nothing is served at this path; see /v1/openapi.json")]
+    NoSuchPath,
+    /// The path is served, but not with this method.
+    #[error("this path has no such method; see /v1/openapi.json")]
+    NoSuchMethod,
+    /// A prefix that fits several capsules.
+    #[error("{prefix} fits several capsules: {}", .candidates.join(", "))]
+    Ambiguous {
+        /// What was asked for.
+        prefix: String,
+        /// What it fits: ids and names.
+        candidates: Vec<String>,
+    },
+    /// The name is another capsule's.
+    #[error("the name {name} is taken by capsule {owner}; remove or rename that one, or choose another name")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Id of the capsule that has it.
+        owner: String,
+    },
+    /// Not possible in the state that the object is in.
+    #[error("{0}")]
+    WrongState(String),
+    /// More than the node takes.
+    #[error("{0}")]
+    TooLarge(String),
+    /// The image cannot be run.
+    #[error("{0}")]
+    BadImage(String),
+    /// The node's disk is full.
+    #[error("the node has no room to {0}: its disk is full; `fcap prune` removes what is not used")]
+    DiskFull(String),
+    /// The node's disk fails.
+    #[error("failed to {what}: {source}")]
+    Disk {
+        /// What was to be done.
+        what: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The hypervisor refuses or fails.
+    #[error(transparent)]
+    Toolstack(#[from] toolstack::Error),
+    /// The daemon is about to end.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+}
+
+/// Result of a request.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// For `map_err` on file operations: `what` is an infinitive ("write the log of X").
+    pub fn disk(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull(what.into()),
+            _ => Self::Disk { what: what.into(), source },
+        }
+    }
+
+    /// The kind of error for clients.
+    pub fn code(&self) -> ErrorCode {
+        use toolstack::Error as T;
+        match self {
+            Self::BadRequest(_) | Self::Toolstack(T::BadSetting(_) | T::TooMuchMemory { .. }) => {
+                ErrorCode::BadRequest
+            }
+            Self::Unauthorized => ErrorCode::Unauthorized,
+            Self::NoSuchCapsule(_) => ErrorCode::NoSuchCapsule,
+            Self::NoSuchImage(_) => ErrorCode::NoSuchImage,
+            Self::NoSuchPath => ErrorCode::NoSuchPath,
+            Self::NoSuchMethod => ErrorCode::NoSuchMethod,
+            Self::Ambiguous { .. } => ErrorCode::Ambiguous,
+            Self::NameTaken { .. } => ErrorCode::NameTaken,
+            Self::WrongState(_) | Self::Toolstack(T::Gone) => ErrorCode::WrongState,
+            Self::TooLarge(_) => ErrorCode::TooLarge,
+            Self::BadImage(_) | Self::Toolstack(T::BadImage(_)) => ErrorCode::BadImage,
+            Self::Toolstack(T::NotEnoughMemory { .. }) => ErrorCode::NotEnoughMemory,
+            Self::DiskFull(_) | Self::Toolstack(T::NoRoom(_)) => ErrorCode::NoRoom,
+            Self::Disk { .. } | Self::Toolstack(T::Failed { .. }) | Self::ShuttingDown => ErrorCode::Internal,
+        }
+    }
+
+    /// The error as it travels: with its causes, since there is no other place for them.
+    pub fn body(&self) -> ErrorBody {
+        let mut message = self.to_string();
+        if let Self::Toolstack(inner) = self {
+            let mut cause = std::error::Error::source(inner);
+            while let Some(error) = cause {
+                message.push_str(&format!(": {error}"));
+                cause = error.source();
+            }
+        }
+        ErrorBody { code: self.code(), message: crate::names::printable(&message, 2000) }
+    }
+}
+
+/// The status that goes with a kind of error.
+pub fn status(code: ErrorCode) -> StatusCode {
+    match code {
+        ErrorCode::BadRequest => StatusCode::BAD_REQUEST,
+        ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
+        ErrorCode::NoSuchCapsule | ErrorCode::NoSuchImage | ErrorCode::NoSuchPath => StatusCode::NOT_FOUND,
+        ErrorCode::NoSuchMethod => StatusCode::METHOD_NOT_ALLOWED,
+        ErrorCode::Ambiguous | ErrorCode::NameTaken | ErrorCode::WrongState => StatusCode::CONFLICT,
+        ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorCode::BadImage | ErrorCode::NotEnoughMemory => StatusCode::UNPROCESSABLE_ENTITY,
+        ErrorCode::NoRoom => StatusCode::INSUFFICIENT_STORAGE,
+        ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let body = self.body();
+        if body.code == ErrorCode::Internal {
+            tracing::error!(message = ?body.message, "request failed");
+        }
+        (status(body.code), Json(body)).into_response()
+    }
+}

@@ -1,0 +1,153 @@
+//! The REST API.
+//!
+//! Paths, bodies and errors are those of [`fcap_api`]; the OpenAPI document is made from the
+//! functions that serve them. Whoever reaches the Unix socket may do everything; over TCP a
+//! bearer token is needed, except for the version and the document.
+
+mod capsules;
+mod extract;
+mod images;
+mod node;
+mod server;
+mod streams;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::header;
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use fcap_api::ErrorBody;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::daemon::Daemon;
+use crate::error::Error;
+pub use server::{serve_tcp, serve_unix};
+
+/// Longest JSON body of a request.
+const MAX_JSON: usize = 1 << 20;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "fcap",
+        description = "Runs applications as capsules: unikernels that are Xen PV guests. \
+                       `{id}` is a full id, a name, or a unique prefix of an id.",
+        license(name = "GPL-3.0-only")
+    ),
+    modifiers(&Token),
+    security(("token" = []), ())
+)]
+struct Document;
+
+struct Token;
+
+impl utoipa::Modify for Token {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        document.components.get_or_insert_default().add_security_scheme("token", scheme);
+    }
+}
+
+/// Every response that reports an error.
+pub(crate) struct Errors;
+
+impl utoipa::IntoResponses for Errors {
+    fn responses() -> std::collections::BTreeMap<String, utoipa::openapi::RefOr<utoipa::openapi::Response>> {
+        use utoipa::openapi::{ContentBuilder, Ref, ResponseBuilder};
+        let texts = [
+            ("400", "The request makes no sense"),
+            ("401", "No token, or a wrong one"),
+            ("404", "No such capsule, image or path"),
+            ("405", "The path has no such method"),
+            ("409", "Not possible in the present state, name taken, or id ambiguous"),
+            ("413", "Larger than the node takes"),
+            ("422", "The image cannot be run, or needs more memory"),
+            ("500", "The hypervisor or the node failed"),
+            ("507", "The node has no room"),
+        ];
+        let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();
+        let response =
+            |text| ResponseBuilder::new().description(text).content("application/json", content.clone());
+        texts.into_iter().map(|(status, text)| (status.to_owned(), response(text).build().into())).collect()
+    }
+}
+
+/// Everything that is served, and its description.
+fn routes() -> OpenApiRouter<Arc<Daemon>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(node::version))
+        .routes(routes!(node::node, node::update_node))
+        .routes(routes!(node::adopt))
+        .routes(routes!(node::stats))
+        .routes(routes!(node::events))
+        .routes(routes!(node::prune))
+        .routes(routes!(images::list))
+        .routes(routes!(images::get, images::put, images::delete))
+        .routes(routes!(capsules::list, capsules::create))
+        .routes(routes!(capsules::get, capsules::update, capsules::remove))
+        .routes(routes!(capsules::start))
+        .routes(routes!(capsules::stop))
+        .routes(routes!(capsules::kill))
+        .routes(routes!(capsules::pause))
+        .routes(routes!(capsules::unpause))
+        .routes(routes!(capsules::wait))
+        .routes(routes!(streams::run))
+        .routes(routes!(streams::logs))
+        .routes(routes!(streams::attach))
+        .routes(routes!(streams::stdin))
+}
+
+/// The OpenAPI document.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    let mut document = routes().into_openapi();
+    let schema = <ErrorBody as utoipa::PartialSchema>::schema();
+    let components = document.components.get_or_insert_default();
+    components.schemas.insert("ErrorBody".into(), schema);
+    let mut nested = Vec::new();
+    <ErrorBody as utoipa::ToSchema>::schemas(&mut nested);
+    components.schemas.extend(nested);
+    document
+}
+
+/// The service for those who may do everything.
+pub fn router(daemon: Arc<Daemon>) -> Router {
+    let document: Arc<str> = openapi().to_json().expect("the document has string keys only").into();
+    let serve_document = move || {
+        let document = document.to_string();
+        async move { ([(header::CONTENT_TYPE, "application/json")], document) }
+    };
+    let (router, _) = routes().split_for_parts();
+    router
+        .route("/v1/openapi.json", axum::routing::get(serve_document))
+        .fallback(async || Error::NoSuchPath)
+        .method_not_allowed_fallback(async || Error::NoSuchMethod)
+        .with_state(daemon)
+}
+
+/// The service for those who need the token.
+pub fn router_with_token(daemon: Arc<Daemon>) -> Router {
+    router(daemon.clone()).layer(middleware::from_fn_with_state(daemon, check_token))
+}
+
+async fn check_token(
+    State(daemon): State<Arc<Daemon>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Error> {
+    let open = ["/v1/version", "/v1/openapi.json"].contains(&request.uri().path());
+    let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    let token = given.and_then(|value| {
+        let (scheme, token) = value.split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+    });
+    if open || token.is_some_and(|token| daemon.identity.accepts(token)) {
+        Ok(next.run(request).await)
+    } else {
+        Err(Error::Unauthorized)
+    }
+}

@@ -1,0 +1,104 @@
+//! The node as a whole.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use fcap_api::{Adopt, Event, Node, NodeUpdate, Pruned, Stats, Version};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::{Errors, extract};
+use crate::daemon::Daemon;
+use crate::error::Result;
+
+/// What answers. Needs no token.
+#[utoipa::path(get, path = "/v1/version", tag = "node", security(()), responses((status = OK, body = Version), Errors))]
+pub(crate) async fn version(State(daemon): State<Arc<Daemon>>) -> Result<Json<Version>> {
+    Ok(Json(Version {
+        version: env!("CARGO_PKG_VERSION").into(),
+        api: "v1".into(),
+        hypervisor: daemon.toolstack.host()?.hypervisor,
+    }))
+}
+
+/// The node.
+#[utoipa::path(get, path = "/v1/node", tag = "node", responses((status = OK, body = Node), Errors))]
+pub(crate) async fn node(State(daemon): State<Arc<Daemon>>) -> Result<Json<Node>> {
+    daemon.node().map(Json)
+}
+
+/// Changes settings of the node.
+#[utoipa::path(patch, path = "/v1/node", tag = "node", responses((status = OK, body = Node), Errors))]
+pub(crate) async fn update_node(
+    State(daemon): State<Arc<Daemon>>,
+    extract::Json(update): extract::Json<NodeUpdate>,
+) -> Result<Json<Node>> {
+    daemon.update_node(update).await.map(Json)
+}
+
+/// Gives a freshly cloned node its identity: once after each boot.
+#[utoipa::path(post, path = "/v1/node/adopt", tag = "node", responses((status = NO_CONTENT), Errors))]
+pub(crate) async fn adopt(
+    State(daemon): State<Arc<Daemon>>,
+    extract::Json(adopt): extract::Json<Adopt>,
+) -> Result<StatusCode> {
+    daemon.identity.adopt(&daemon.store, &adopt)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What the running capsules use.
+#[utoipa::path(get, path = "/v1/stats", tag = "node", responses((status = OK, body = [Stats]), Errors))]
+pub(crate) async fn stats(State(daemon): State<Arc<Daemon>>) -> Result<Json<Vec<Stats>>> {
+    daemon.stats().map(Json)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EventsQuery {
+    /// Begin with the kept events of this time, milliseconds since the Unix epoch.
+    since_ms: Option<u64>,
+    /// Go on with what happens from now on.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// What has happened lately, one JSON object a line.
+#[utoipa::path(get, path = "/v1/events", tag = "node", params(EventsQuery),
+    responses((status = OK, body = Event, content_type = "application/x-ndjson"), Errors))]
+pub(crate) async fn events(
+    State(daemon): State<Arc<Daemon>>,
+    extract::Query(query): extract::Query<EventsQuery>,
+) -> Response {
+    // Without either there would be nothing to give.
+    let since = query.since_ms.or((!query.follow).then_some(0));
+    let mut reader = daemon.events.reader(since);
+    let first = reader.read();
+    let stream = futures_util::stream::unfold((reader, Some(first)), move |(mut reader, first)| async move {
+        let events = match first {
+            Some(first) => first,
+            None if !query.follow => return None,
+            None => {
+                reader.wait().await;
+                reader.read()
+            }
+        };
+        let mut lines = Vec::new();
+        for event in events {
+            lines.extend(serde_json::to_vec(&event).ok()?);
+            lines.push(b'\n');
+        }
+        Some((Ok::<_, std::convert::Infallible>(Bytes::from(lines)), (reader, None)))
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response()
+}
+
+/// Removes ended capsules, and images that no capsule uses.
+#[utoipa::path(post, path = "/v1/prune", tag = "node", responses((status = OK, body = Pruned), Errors))]
+pub(crate) async fn prune(State(daemon): State<Arc<Daemon>>) -> Result<Json<Pruned>> {
+    daemon.prune().await.map(Json)
+}

@@ -1,0 +1,123 @@
+//! `fcapd`: arguments, logging, signals.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use fcap_manager::daemon::{Daemon, Options, Signals};
+use fcap_manager::http;
+use fcap_manager::log::MIN_BYTES;
+use fcap_manager::node::Identity;
+use fcap_manager::store::{Store, is_in_memory};
+use fcap_manager::toolstack::Toolstack;
+use fcap_manager::toolstack::sim::World;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Runs the capsules of one node.
+///
+/// Ending it leaves the capsules running; the next one takes them back.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Address to serve the API on; needs a token
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "token_file")]
+    listen: Option<SocketAddr>,
+    /// Unix socket to serve the API on
+    #[arg(long, value_name = "PATH", default_value = fcap_api::DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// File with the bearer token for the API; rewritten when the node is adopted
+    #[arg(long, value_name = "PATH")]
+    token_file: Option<PathBuf>,
+    /// Directory for what has to survive: capsules, logs, images
+    #[arg(long, value_name = "PATH", default_value = "/var/lib/fcap")]
+    state_dir: PathBuf,
+    /// Pre-built capsules to hold ready for each image in recent use
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pool: u32,
+    /// Most bytes of each capsule's log
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = clap::value_parser!(u64).range(MIN_BYTES..))]
+    log_bytes: u64,
+    /// Most bytes of all images together [default: half of the memory, or 4 GiB on a disk]
+    #[arg(long, value_name = "BYTES")]
+    image_bytes: Option<u64>,
+    /// Simulate the hypervisor: capsules are made of texts like "SIM:hello"
+    #[arg(long)]
+    simulate: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FCAPD_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // One thread serves: a node's dom0 has one processor, and a second thread would only add
+    // switches. What blocks is done on others.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(run(args));
+    // What blocks must not keep it: everything on disk is in order at any moment.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let store = Store::open(&args.state_dir)?;
+    let image_bytes = args.image_bytes.map_or_else(|| default_image_bytes(&args.state_dir), Ok)?;
+    let identity = Identity::load(&store, args.token_file, !args.simulate)?;
+    let signals = Arc::<Signals>::default();
+    let toolstack: Arc<dyn Toolstack> = if args.simulate {
+        Arc::new(World::new(2, 1 << 20).toolstack(signals.sink()))
+    } else {
+        real_toolstack(&signals)?
+    };
+    let options = Options { log_bytes: args.log_bytes, image_bytes, pool: args.pool };
+    let daemon = Daemon::start(toolstack, signals, store, identity, options).await?;
+    let tcp = async {
+        match args.listen {
+            Some(address) => {
+                let listener = TcpListener::bind(address)
+                    .await
+                    .with_context(|| format!("failed to listen on {address}"))?;
+                tracing::info!(address = %listener.local_addr()?, "serving");
+                http::serve_tcp(listener, http::router_with_token(daemon.clone())).await?;
+            }
+            None => std::future::pending().await,
+        }
+        anyhow::Ok(())
+    };
+    let unix = async {
+        let served = http::serve_unix(&args.socket, http::router(daemon.clone())).await;
+        served.with_context(|| format!("failed to serve on {}", args.socket.display()))
+    };
+    tokio::select! {
+        result = tcp => result,
+        result = unix => result,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+#[cfg(feature = "xen")]
+fn real_toolstack(signals: &Arc<Signals>) -> anyhow::Result<Arc<dyn Toolstack>> {
+    let toolstack = fcap_manager::toolstack::xen::Xen::new(signals.sink());
+    Ok(Arc::new(toolstack.context("failed to open the hypervisor; is this dom0?")?))
+}
+
+#[cfg(not(feature = "xen"))]
+fn real_toolstack(_: &Arc<Signals>) -> anyhow::Result<Arc<dyn Toolstack>> {
+    anyhow::bail!("this fcapd was built without Xen; it can only --simulate")
+}
+
+/// A state directory that is nothing but memory must leave some to live in.
+fn default_image_bytes(state_dir: &std::path::Path) -> anyhow::Result<u64> {
+    if !is_in_memory(&std::fs::File::open(state_dir)?)? {
+        return Ok(4 << 30);
+    }
+    let text = std::fs::read_to_string("/proc/meminfo").context("failed to read /proc/meminfo")?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+    let total: u64 = total.and_then(|kib| kib.parse().ok()).context("/proc/meminfo has no MemTotal")?;
+    Ok(total * 1024 / 2)
+}
