@@ -1,2 +1,87 @@
 //! The library OS that capsules are linked with.
+//!
+//! An application is a `no_std` program whose `main` is an async function:
+//!
+//! ```ignore
+//! #![no_std]
+//! #![no_main]
+//!
+//! use libos::println;
+//!
+//! #[libos::main]
+//! async fn main() {
+//!     println!("Hello from a capsule");
+//! }
+//! ```
+//!
+//! Linked with this crate by `fcap build`, it becomes an image that boots as a
+//! paravirtualized Xen guest, with one virtual processor and one address space.
+//! The API is shaped like `std` and tokio: [`spawn`], [`time`], [`env`], [`io`],
+//! [`process`], [`random`], [`signal`]. Closer to Xen are [`xenstore`],
+//! [`evtchn`] and [`gnttab`].
+//!
+//! # Layers
+//! ```text
+//!   application        #[libos::main]  spawn  println!  sleep  args  stdin
+//!  ───────────────────────────────────────────────────────────────────────────
+//!   what it calls      task   time   io   env   process   random   signal
+//!                        │      │     │                              │
+//!   devices              │      │  console                       xenstore
+//!                        ▼      ▼     ▼                              ▼
+//!   events and memory  evtchn (ports, waiting)   mm (heap, pages)   gnttab
+//!                        │                         │
+//!   doors to Xen       hypercall   shared_info     │
+//!                        │                         │
+//!   processor          arch: entry, traps, page tables, raw hypercall
+//! ```
+//! - `arch` has the entry point, which switches to a stack of 64 KiB and calls
+//!   `start::start`. That reads top to bottom: shared-info page, trap handlers,
+//!   memory, then the application. Each capsule does a handful of hypercalls
+//!   before its first line of output.
+//! - `task` polls `main` and all tasks. When nothing can run, it takes pending
+//!   events, fires timers, and sleeps in `SCHEDOP_poll` until the next of either.
+//!   Event delivery is masked for ever: there are no interrupts, nothing runs
+//!   between two statements, and `Single` statics need no locks.
+//! - `end` is every way out: it leaves kind, exit code, message and backtrace in
+//!   the console page for the manager, and powers the domain off.
+//!
+//! # What is linked
+//! Only what is used. No subsystem registers itself; each is reached through the
+//! functions that the application calls, and sets itself up when first called.
+//! Started for every application that ever waits is only `signal`, which watches
+//! for the request to stop.
+//!
+//! # Limits
+//! - 64 KiB of stack, below which nothing is mapped: what needs more belongs on
+//!   the heap.
+//! - Memory up to 2 GiB is used.
+//! - No threads, no files, no network yet, and no `std`.
 #![no_std]
+
+extern crate alloc;
+
+mod arch;
+mod console;
+mod end;
+pub mod env;
+pub mod evtchn;
+pub mod gnttab;
+mod hypercall;
+pub mod io;
+mod mm;
+pub mod prelude;
+pub mod process;
+pub mod random;
+mod shared_info;
+pub mod signal;
+mod single;
+mod start;
+pub mod task;
+pub mod time;
+pub mod xenstore;
+
+pub use fcap_libos_macros::main;
+pub use hypercall::Errno;
+pub use mm::{Page, SharedPage};
+pub use task::spawn;
+pub use xen_proto::DomId;

@@ -5,6 +5,7 @@ use core::fmt;
 /// A domain's own end of an event channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[doc(alias = "evtchn_port_t")]
+#[repr(transparent)]
 pub struct Port(pub u32);
 
 /// How many ports the 2-level layout has.

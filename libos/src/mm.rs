@@ -1,0 +1,6 @@
+//! Memory: the heap, and pages that others see.
+
+pub(crate) mod heap;
+mod page;
+
+pub use page::{Page, SharedPage};

@@ -1,0 +1,133 @@
+//! Pages that another domain, or Xen, reads and writes at the same time.
+
+use crate::{arch, start};
+use alloc::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use core::{
+    ops::{Deref, Range},
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, AtomicU64},
+};
+use xen_proto::frame::{Mfn, PAGE_SIZE, Pfn};
+
+/// A page that others may change at any time.
+///
+/// There is never a reference to its bytes: words are read and written as atomics,
+/// and bytes are copied. What was copied is then ours to check.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedPage {
+    address: NonNull<u8>,
+}
+
+impl SharedPage {
+    /// The domain's own frame `mfn`, where the builder has mapped it.
+    pub(crate) fn of_mfn(mfn: Mfn) -> Self {
+        let address = core::ptr::with_exposed_provenance_mut(arch::address_of_mfn(mfn));
+        // SAFETY: all frames of the domain are mapped; one that was not would be a broken promise of the builder.
+        unsafe { Self::new(NonNull::new(address).expect("frames are not mapped at 0")) }
+    }
+
+    /// The page at `address`.
+    ///
+    /// # Safety
+    /// It must be a page, stay mapped as long as this or a copy is used, and
+    /// nothing may hold references into it.
+    pub(crate) unsafe fn new(address: NonNull<u8>) -> Self {
+        Self { address }
+    }
+
+    fn at(&self, range: Range<usize>) -> NonNull<u8> {
+        assert!(range.start <= range.end && range.end <= PAGE_SIZE, "inside of the page");
+        // SAFETY: inside of the page, as just checked.
+        unsafe { self.address.add(range.start) }
+    }
+
+    /// The word at byte `offset`.
+    ///
+    /// # Panics
+    /// If it is misaligned or outside.
+    pub fn u32(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4));
+        // SAFETY: an aligned word in the page, which others may change, as atomics allow.
+        unsafe { self.at(offset..offset + 4).cast().as_ref() }
+    }
+
+    /// The double word at byte `offset`.
+    ///
+    /// # Panics
+    /// If it is misaligned or outside.
+    pub fn u64(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8));
+        // SAFETY: an aligned double word in the page, which others may change, as atomics allow.
+        unsafe { self.at(offset..offset + 8).cast().as_ref() }
+    }
+
+    /// Copies the bytes from `offset` on into `bytes`.
+    ///
+    /// # Panics
+    /// If they are not all inside of the page.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
+        let from = self.at(offset..offset + bytes.len());
+        // SAFETY: both places are valid. Should the other side write at the same
+        // time, against the protocol, then what arrives is arbitrary, but ours.
+        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), bytes.as_mut_ptr(), bytes.len()) }
+    }
+
+    /// Copies `bytes` into the page from `offset` on.
+    ///
+    /// # Panics
+    /// If they do not all fit.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        let to = self.at(offset..offset + bytes.len());
+        // SAFETY: both places are valid, and nothing holds references into the page.
+        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) }
+    }
+}
+
+/// A page of our own, zeroed, to be shared with another domain.
+#[derive(Debug)]
+pub struct Page(SharedPage);
+
+const PAGE: Layout = match Layout::from_size_align(PAGE_SIZE, PAGE_SIZE) {
+    Ok(layout) => layout,
+    Err(_) => unreachable!(),
+};
+
+impl Page {
+    /// Takes a page from the heap.
+    pub fn new() -> Self {
+        // SAFETY: the layout has a size.
+        let page = NonNull::new(unsafe { alloc_zeroed(PAGE) }).unwrap_or_else(|| handle_alloc_error(PAGE));
+        // SAFETY: it is a page and ours alone until it is dropped.
+        Self(unsafe { SharedPage::new(page) })
+    }
+
+    /// The machine frame that it is in.
+    pub fn mfn(&self) -> Mfn {
+        start::machine_frame(Pfn(((self.address().addr().get() - arch::BASE) / PAGE_SIZE) as u64))
+    }
+
+    pub(crate) fn address(&self) -> NonNull<u8> {
+        self.0.address
+    }
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Deref for Page {
+    type Target = SharedPage;
+
+    fn deref(&self) -> &SharedPage {
+        &self.0
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: it came from the heap with the same layout.
+        unsafe { dealloc(self.address().as_ptr(), PAGE) }
+    }
+}
