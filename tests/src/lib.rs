@@ -1,1 +1,13 @@
-//! End-to-end tests on real Xen: the harness.
+//! End-to-end tests, benchmarks and long runs: what they share.
+//!
+//! [`rig`] brings up nodes with real Xen, [`cli`] runs the built `fcap` against them, [`api`]
+//! speaks to fcapd directly. Benchmarks are in [`bench`], long runs in [`soak`]; `xen.rs`
+//! beside this folder holds the tests.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod bench;
+pub mod cli;
+pub mod rig;
+pub mod soak;
+pub mod stats;

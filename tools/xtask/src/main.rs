@@ -8,13 +8,24 @@ use anyhow::Result;
 use lexopt::Arg::{Long, Short, Value};
 
 mod image;
+mod run;
+mod task_bench;
+mod task_build;
+mod task_demo;
 mod task_image;
 mod task_setup;
+mod task_soak;
+mod task_test;
 
 type Run = fn(lexopt::Parser) -> Result<()>;
 
 /// Name, what it does, its help, itself.
 const TASKS: &[(&str, &str, &str, Run)] = &[
+    ("demo", "install, build, run real programs in a local cloud, clean up", task_demo::HELP, task_demo::run),
+    ("test", "formatting, clippy, docs, all tests", task_test::HELP, task_test::run),
+    ("build", "build fcap, fcapd, the examples and the node image", task_build::HELP, task_build::run),
+    ("bench", "compare with a peer", task_bench::HELP, task_bench::run),
+    ("soak", "long runs", task_soak::HELP, task_soak::run),
     ("setup", "install the Debian packages that are missing", task_setup::HELP, task_setup::run),
     ("image", "build the node image", task_image::HELP, task_image::run),
 ];

@@ -1,16 +1,13 @@
 //! Runs programs, says what it runs, and keeps long output out of the way until it is wanted.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-/// The source tree.
-pub(crate) fn tree() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").components().collect()
-}
+use crate::tree;
 
 /// A program, to be run in the source tree.
 pub(crate) fn program(words: &[&str]) -> Command {

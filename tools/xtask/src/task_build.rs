@@ -4,14 +4,29 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use crate::run::{cargo, program, tree, visibly};
-use crate::task_image;
+use crate::image::list::Variant;
+use crate::run::{cargo, program, visibly};
+use crate::{task_image, task_setup, tree};
 
-/// Builds everything for use, in release form.
-pub(crate) fn run() -> Result<()> {
+pub(crate) const HELP: &str = "\
+cargo xtask build
+
+Installs what building needs, then builds fcap and fcapd (target/release), the example
+applications (target/capsule) and the node image (target/fcap/image/node).";
+
+pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
+    if let Some(arg) = args.next()? {
+        return Err(arg.unexpected().into());
+    }
+    task_setup::ensure_installed()?;
+    everything(&[Variant::Node])
+}
+
+/// Builds everything for use, in release form, with the node image in these variants.
+pub(crate) fn everything(variants: &[Variant]) -> Result<()> {
     visibly(&mut cargo(&["build", "--locked", "--release", "--package", "fcap-tools", "--package", "fcap-manager"]))?;
     applications()?;
-    task_image::run(&[])
+    task_image::build(variants, &tree().join("target/release/fcapd"))
 }
 
 /// Builds the example applications and the tests' guests with `fcap build`, and collects their

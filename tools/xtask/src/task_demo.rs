@@ -5,16 +5,25 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::run::{program, tree, visibly};
-use crate::{task_build, task_setup};
+use crate::image::list::Variant;
+use crate::run::{program, visibly};
+use crate::{task_build, task_setup, tree};
+
+pub(crate) const HELP: &str = "\
+cargo xtask demo
+
+Installs what is missing, builds everything, starts a local cloud of its own, runs real
+programs on real input, shows them in `fcap ps` and `fcap logs`, and ends the cloud.";
 
 /// A cloud of its own, so that the demo does not disturb another.
 const CLOUD: &str = "demo";
 
-/// Installs, builds, shows, cleans up.
-pub(crate) fn run() -> Result<()> {
-    task_setup::run()?;
-    task_build::run()?;
+pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
+    if let Some(arg) = args.next()? {
+        return Err(arg.unexpected().into());
+    }
+    task_setup::ensure_installed()?;
+    task_build::everything(&[Variant::Node])?;
     let shown = show();
     // Whatever happened, nothing stays behind.
     let down = visibly(&mut fcap(&["cloud", "down"]));
@@ -47,7 +56,7 @@ fn show() -> Result<()> {
     visibly(&mut fcap(&["run", "-d", "--name", "ticker", "target/capsule/clock"]))?;
     visibly(&mut fcap(&["ps"]))?;
     // Three ticks, as they come.
-    visibly(&mut program(&["sh", "-c", "target/release/fcap logs -f ticker | head -n 3"]).env("FCAP_CLOUD", CLOUD))?;
+    visibly(program(&["sh", "-c", "target/release/fcap logs -f ticker | head -n 3"]).env("FCAP_CLOUD", CLOUD))?;
     visibly(&mut fcap(&["stats", "--no-stream"]))?;
     visibly(&mut fcap(&["stop", "ticker"]))?;
     visibly(&mut fcap(&["ps", "-a"]))?;

@@ -1,7 +1,7 @@
 //! `cargo xtask image`: builds the node image.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -53,9 +53,22 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
     if fcapd.is_none() && !without {
         fcapd = Some(build_fcapd()?);
     }
-    let inputs = Inputs { configs, cache, fcapd };
-    for variant in variants {
-        let built = image::build(&inputs, variant, &out)?;
+    build_all(&Inputs { configs, cache, fcapd }, &variants, &out)
+}
+
+/// Builds these variants with that daemon, into the place where `fcap` looks for them.
+pub(crate) fn build(variants: &[Variant], fcapd: &Path) -> Result<()> {
+    let inputs = Inputs {
+        configs: tree().join("xen-configs"),
+        cache: tree().join("target/fcap/cache"),
+        fcapd: Some(fcapd.into()),
+    };
+    build_all(&inputs, variants, &tree().join("target/fcap/image"))
+}
+
+fn build_all(inputs: &Inputs, variants: &[Variant], out: &Path) -> Result<()> {
+    for &variant in variants {
+        let built = image::build(inputs, variant, out)?;
         let what = if built.cached { "is up to date" } else { "built" };
         eprintln!("node image {variant} {what}: {} ({})", built.dir.display(), &built.id[..12]);
     }

@@ -11,12 +11,14 @@ Installs the Debian packages that are missing, saying which and why. Uses sudo u
 root already. Does nothing when nothing is missing.";
 
 /// Package, and what it is for.
-const PACKAGES: [(&str, &str); 5] = [
+const PACKAGES: [(&str, &str); 7] = [
     ("gcc", "linker, and C parts of crates"),
     ("libc6-dev", "linking"),
     ("libxen-dev", "fcapd: headers and libraries of Xen"),
     ("libclang-14-dev", "fcapd: bindings are made from Xen's headers"),
     ("qemu-system-x86", "the machines of the local cloud"),
+    ("perl-doc", "tests: a long text to count words in"),
+    ("bsdutils", "tests: a terminal for fcap"),
 ];
 
 pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {

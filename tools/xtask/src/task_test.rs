@@ -1,11 +1,21 @@
 //! All tests, one line a suite; what CI runs.
 
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use anyhow::Result;
 
-use crate::run::{cargo, logged, program, tree};
-use crate::{task_build, task_image, task_setup};
+use lexopt::Arg::Long;
+
+use crate::image::list::Variant;
+use crate::run::{cargo, logged, program};
+use crate::{task_build, task_setup, tree};
+
+pub(crate) const HELP: &str = "\
+cargo xtask test [--quick]
+
+Formatting, clippy with warnings denied, documentation, unit and property tests, end-to-end
+tests on real Xen: one line a suite. The whole output is in target/logs.
+  --quick  without real Xen";
 
 /// Lines of a failed suite's output that are shown.
 const TAIL: usize = 60;
@@ -40,9 +50,15 @@ impl Tally {
     }
 }
 
-/// Runs the tests; `quick` leaves out what needs real Xen.
-pub(crate) fn run(quick: bool) -> Result<ExitCode> {
-    task_setup::run()?;
+pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
+    let mut quick = false;
+    while let Some(arg) = args.next()? {
+        match arg {
+            Long("quick") => quick = true,
+            _ => return Err(arg.unexpected().into()),
+        }
+    }
+    task_setup::ensure_installed()?;
     let mut tally = Tally::default();
     let t = &mut tally;
     t.suite("format", &mut cargo(&["fmt", "--all", "--check"]))?;
@@ -60,13 +76,15 @@ pub(crate) fn run(quick: bool) -> Result<ExitCode> {
         end_to_end(t)?;
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
-    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if tally.failed > 0 {
+        std::process::exit(1);
+    }
+    Ok(())
 }
 
 fn end_to_end(t: &mut Tally) -> Result<()> {
     eprintln!("     ... build");
-    task_build::run()?;
-    task_image::run(&["--variant", "compare"])?;
+    task_build::everything(&[Variant::Node, Variant::Xl])?;
     for package in ["libos/examples", "tests/guests"] {
         let manifest = format!("{package}/Cargo.toml");
         let name = package.replace('/', " ");

@@ -1,0 +1,104 @@
+//! Request to first byte: fcapd against `xl create -c`, same kernel, same node, alternately.
+
+use std::time::Duration;
+
+use fcap_api::{Capsule, CreateCapsule};
+use serde_json::json;
+
+use crate::api::Api;
+use crate::cli;
+use crate::rig::{self, Node};
+use crate::stats::{median, summary};
+
+const ROUNDS: usize = 15;
+const MEMORY_KIB: u64 = 16 * 1024;
+/// hello's first word, and its name in dom0.
+const MARKER: &str = "hello";
+
+/// Runs the benchmark and returns its line of JSON.
+pub fn run() -> anyhow::Result<serde_json::Value> {
+    let node = Node::compare()?;
+    let api = node.api();
+    let hello = cli::image("hello");
+    let image = api.upload(&hello).map_err(anyhow::Error::msg)?;
+    node.put("/tmp/fcap-probe", &std::fs::read(rig::probe())?)?;
+    node.put("/tmp/image", &std::fs::read(&hello)?)?;
+    let config = format!(
+        "name = \"peer\"\nkernel = \"/tmp/image\"\nmemory = {}\nvcpus = 1\non_poweroff = \"destroy\"\n",
+        MEMORY_KIB / 1024
+    );
+    node.put("/tmp/peer.cfg", config.as_bytes())?;
+    node.sh("chmod +x /tmp/fcap-probe")?;
+
+    // xl is several times slower in the first minute of dom0's life.
+    let up: f64 = node.sh("cut -d' ' -f1 /proc/uptime")?.trim().parse()?;
+    let rest = (75.0 - up).max(0.0);
+    eprintln!("dom0 is up for {up:.0} s, waiting {rest:.0} s before timing");
+    std::thread::sleep(Duration::from_secs_f64(rest));
+
+    let request = |name: &str| CreateCapsule {
+        name: Some(name.into()),
+        image: image.digest.clone(),
+        image_name: Some("hello".into()),
+        memory_kib: Some(MEMORY_KIB),
+        ..Default::default()
+    };
+    let ours = |name: &str| -> anyhow::Result<(f64, Capsule)> {
+        let body = serde_json::to_string(&request(name))?;
+        let ms = node.sh(&format!("/tmp/fcap-probe run {} '{body}' {MARKER}", fcap_api::DEFAULT_SOCKET))?;
+        let capsule = api.get(&format!("/v1/capsules/{name}")).map_err(anyhow::Error::msg)?;
+        api.delete(&format!("/v1/capsules/{name}?force=true")).map_err(anyhow::Error::msg)?;
+        Ok((ms.trim().parse()?, capsule))
+    };
+
+    let (mut xl, mut cold, mut warm, mut cold_runs) = (vec![], vec![], vec![], vec![]);
+    // One of each that does not count: pages of programs and libraries come in, the image is parsed.
+    for round in 0..=ROUNDS {
+        let ms = node.sh(&format!("/tmp/fcap-probe exec {MARKER} xl create -c /tmp/peer.cfg"))?;
+        node.sh("while xl domid peer >/dev/null 2>&1; do xl destroy peer 2>/dev/null; done")?;
+        let xl_ms: f64 = ms.trim().parse()?;
+        let (cold_ms, capsule) = ours("cold")?;
+        pool(&api, 1)?;
+        let (warm_ms, _) = ours("warm")?;
+        pool(&api, 0)?;
+        eprintln!("round {round:>2}: xl {xl_ms:7.1} ms, cold {cold_ms:6.1} ms, warm {warm_ms:6.1} ms");
+        if round > 0 {
+            xl.push(xl_ms);
+            cold.push(cold_ms);
+            warm.push(warm_ms);
+            cold_runs.push(capsule);
+        }
+    }
+
+    println!("request to first byte of the application's output, measured in dom0:");
+    println!("{}", summary("xl create -c", "ms", &xl));
+    println!("{}", summary("fcapd, cold", "ms", &cold));
+    println!("{}", summary("fcapd, warm pool", "ms", &warm));
+    println!("where fcapd's time goes (cold, medians):");
+    let steps = &cold_runs[0].steps;
+    for (i, step) in steps.iter().enumerate() {
+        let samples: Vec<f64> = cold_runs
+            .iter()
+            .filter_map(|run| run.steps.get(i))
+            .map(|step| step.ns as f64 / 1e6)
+            .collect();
+        println!("  {:<32} {:>7.3} ms", step.name, median(&samples));
+    }
+    let (xl, cold, warm) = (median(&xl), median(&cold), median(&warm));
+    Ok(json!({
+        "bench": "run",
+        "cold_ratio": xl / cold,
+        "warm_ratio": xl / warm,
+        "xl_ms": xl,
+        "cold_ms": cold,
+        "warm_ms": warm,
+    }))
+}
+
+/// Sets the pool's size and waits until it is full (or empty).
+fn pool(api: &Api, size: u32) -> anyhow::Result<()> {
+    api.set_pool(size).map_err(anyhow::Error::msg)?;
+    rig::wait_until("the pool has its size", || {
+        Ok(api.node().map_err(anyhow::Error::msg)?.pool_ready == size)
+    })
+}

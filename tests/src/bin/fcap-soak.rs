@@ -1,0 +1,19 @@
+//! `fcap-soak NAME [--short] [--seed N]`: what `cargo xtask soak NAME` runs.
+
+use fcap_tests::soak;
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let short = args.iter().any(|arg| arg == "--short");
+    let seed = match args.iter().position(|arg| arg == "--seed") {
+        Some(i) => args.get(i + 1).and_then(|seed| seed.parse().ok()).ok_or_else(|| {
+            anyhow::anyhow!("--seed wants a number, for example the one that an earlier run printed")
+        })?,
+        None => rand::random(),
+    };
+    match args.first().map(String::as_str) {
+        Some("restart") => soak::restart::run(if short { 5 } else { 50 }, seed),
+        Some("churn") => soak::churn::run(if short { 50 } else { 1000 }),
+        _ => anyhow::bail!("which one? there are restart, churn"),
+    }
+}

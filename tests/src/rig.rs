@@ -1,0 +1,175 @@
+//! Nodes with real Xen for tests, benchmarks and long runs.
+//!
+//! Each is a clone in a local cloud of its own, which ends with the [`Node`]. Comparison nodes
+//! have `xl`, and a root shell on a port of its own, through which the harness looks at what
+//! the daemon under test cannot be asked about.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use fcap_tools::cloud::{self, Cloud, Flavor, Request, Variant};
+
+use crate::api::Api;
+use crate::cli::{self, Fcap};
+
+/// Longest time that [`wait_until`] waits.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(20);
+/// Clouds of tests begin with this and the number of their process.
+const PREFIX: &str = "fcap-test-";
+
+/// A node, and the cloud that it is alone in.
+pub struct Node {
+    cloud: Cloud,
+    node: cloud::Node,
+}
+
+impl Node {
+    /// A small node as users have it.
+    pub fn plain() -> anyhow::Result<Self> {
+        Self::start(Variant::Node, "small")
+    }
+
+    /// A small node with `xl` and a shell.
+    pub fn compare() -> anyhow::Result<Self> {
+        Self::start(Variant::Xl, "small")
+    }
+
+    fn start(variant: Variant, flavor: &str) -> anyhow::Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        forget_dead()?;
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let cloud = Cloud::new(&format!("{PREFIX}{}-{number}", std::process::id()))?;
+        let request = Request { nodes: 1, flavor: Flavor::named(flavor)?, variant };
+        let mut nodes = cloud.up(&request, &|line| eprintln!("{line}"))?;
+        let node = nodes.pop().context("one node was asked for")?;
+        Ok(Self { cloud, node })
+    }
+
+    /// Speaks to its daemon.
+    pub fn api(&self) -> Api {
+        Api::new(&self.node.url(), &self.node.token)
+    }
+
+    /// The command line for it.
+    pub fn fcap(&self) -> Fcap {
+        Fcap { host: self.node.url(), token: self.node.token.clone() }
+    }
+
+    fn shell(&self) -> anyhow::Result<TcpStream> {
+        let port = self.node.shell_port.context("only comparison nodes have a shell")?;
+        Ok(TcpStream::connect(("127.0.0.1", port))?)
+    }
+
+    /// Runs a command in dom0 and returns what it writes; fails if the command does.
+    pub fn sh(&self, command: &str) -> anyhow::Result<String> {
+        let mut shell = self.shell()?;
+        // The shell's own end of a line of output: no command prints it by chance.
+        let mark = format!("--fcap-{:016x}--", rand::random::<u64>());
+        shell.write_all(format!("(\n{command}\n) </dev/null 2>&1; echo \"{mark} $?\"; exit\n").as_bytes())?;
+        let mut output = String::new();
+        shell.read_to_string(&mut output)?;
+        let (output, status) = output.rsplit_once(&mark).with_context(|| format!("{command}: {output:?}"))?;
+        ensure!(status.trim() == "0", "{command}: status {}: {output}", status.trim());
+        Ok(output.to_owned())
+    }
+
+    /// Writes a file in dom0.
+    pub fn put(&self, path: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        let mut shell = self.shell()?;
+        // Only when head reads are the bytes its own and not the shell's.
+        shell.write_all(format!("echo ready; head -c {} >{path}; echo done; exit\n", bytes.len()).as_bytes())?;
+        let mut answers = BufReader::new(shell.try_clone()?).lines();
+        let mut expect = |wanted: &str| -> anyhow::Result<()> {
+            let line = answers.next().context("the shell has gone")??;
+            ensure!(line == wanted, "{path}: {line}");
+            Ok(())
+        };
+        expect("ready")?;
+        shell.write_all(bytes)?;
+        expect("done")
+    }
+
+    /// Reads a file in dom0.
+    pub fn get(&self, path: &str) -> anyhow::Result<Vec<u8>> {
+        let mut shell = self.shell()?;
+        shell.write_all(format!("cat {path}; exit\n").as_bytes())?;
+        let mut bytes = Vec::new();
+        shell.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Err(error) = self.cloud.down(&|_| ()) {
+            eprintln!("{error}");
+        }
+    }
+}
+
+/// Ends clouds of tests that were killed.
+fn forget_dead() -> anyhow::Result<()> {
+    for cloud in Cloud::all()? {
+        let owner = cloud.name().strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        if let Some(pid) = owner
+            && !Path::new("/proc").join(pid).exists()
+        {
+            cloud.down(&|_| ())?;
+        }
+    }
+    Ok(())
+}
+
+/// Asks until the answer is yes, or fails after a minute: for what sends no event.
+pub fn wait_until(what: &str, mut question: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if question()? {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK);
+    }
+    bail!("waited for a minute: {what}")
+}
+
+/// The program that measures inside dom0.
+pub fn probe() -> PathBuf {
+    cli::tree().join("target/release/fcap-probe")
+}
+
+/// Debian's own kernel, as it is in the node image.
+pub fn vmlinuz() -> PathBuf {
+    cli::tree().join("target/fcap/image/node/vmlinuz")
+}
+
+/// An initramfs with busybox, taken from a node, that runs `script` as its init.
+pub fn busybox_initramfs(node: &Node, script: &str) -> anyhow::Result<Vec<u8>> {
+    let init = format!(
+        "#!/bin/sh\n/bin/busybox mkdir -p /proc /dev\n/bin/busybox mount -t proc proc /proc\n\
+         /bin/busybox mount -t devtmpfs dev /dev\nexec </dev/hvc0 >/dev/hvc0 2>&1\n\
+         /bin/busybox --install -s /bin\nexport PATH=/bin\n{script}\n"
+    );
+    let file = |name: &str, mode: u32| cpio::NewcBuilder::new(name).mode(mode).nlink(1);
+    let busybox = node.get("/bin/busybox")?;
+    ensure!(busybox.starts_with(b"\x7fELF"), "busybox could not be read");
+    let entries: [(cpio::NewcBuilder, &[u8]); 4] = [
+        (file("bin", 0o040_755), b""),
+        (file("bin/busybox", 0o100_755), &busybox),
+        (cpio::NewcBuilder::new("bin/sh").mode(0o120_777).nlink(1), b"busybox"),
+        (file("init", 0o100_755), init.as_bytes()),
+    ];
+    let mut archive = Vec::new();
+    for (inode, (builder, bytes)) in (1..).zip(entries) {
+        let mut writer = builder.ino(inode).write(&mut archive, u32::try_from(bytes.len())?);
+        writer.write_all(bytes)?;
+        writer.finish()?;
+    }
+    cpio::newc::trailer(&mut archive)?;
+    Ok(archive)
+}

@@ -1,0 +1,4 @@
+//! Long runs. Each has a short form, which is part of the end-to-end tests.
+
+pub mod churn;
+pub mod restart;

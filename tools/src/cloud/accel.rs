@@ -1,0 +1,105 @@
+//! How a machine's processors are run: by the hardware if it can run Xen, else by emulation.
+//!
+//! A `/dev/kvm` that opens proves nothing: it may make virtual machines and processors and then
+//! fail at Xen's first instructions. So Xen is tried, once; the answer is kept in the cache.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::image::NodeImage;
+use super::{AtPath, CloudError, Progress, Result, make_private, qemu, user_folder};
+
+/// How a machine's processors are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// By the hardware.
+    Kvm,
+    /// By QEMU's emulation.
+    Tcg,
+}
+
+/// Xen prints this within a second when it can run: the trial gives it no dom0 to start.
+const BANNER: &str = "Xen version";
+/// Longest time that the trial may take.
+const TRIAL_LIMIT: Duration = Duration::from_secs(10);
+
+impl Accelerator {
+    /// Its arguments for QEMU.
+    pub(super) fn arguments(self) -> [&'static str; 4] {
+        match self {
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            // With SMAP or SMEP, QEMU 7.2 faults where dom0 returns from an exception; SVM is
+            // emulated, slowly, and of no use to paravirtualized guests.
+            Self::Tcg => ["-accel", "tcg", "-cpu", "max,-svm,-smap,-smep"],
+        }
+    }
+
+    /// Its name, as QEMU has it.
+    pub fn name(self) -> &'static str {
+        self.arguments()[1]
+    }
+
+    /// Finds out which one this computer can use.
+    pub(super) fn choose(image: &NodeImage, progress: Progress<'_>) -> Result<Self> {
+        if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+            return Ok(Self::Tcg);
+        }
+        let cache = user_folder("XDG_CACHE_HOME", ".cache")?;
+        make_private(&cache)?;
+        // A new hypervisor or another computer asks again.
+        let file = cache.join(format!("accelerator-{}", machine(image)));
+        let known = fs::read_to_string(&file).ok();
+        if let Some(known) = known.and_then(|text| serde_json::from_str(&text).ok()) {
+            return Ok(known);
+        }
+        progress("trying whether /dev/kvm can run Xen");
+        let chosen = if runs_xen(Self::Kvm, image)? { Self::Kvm } else { Self::Tcg };
+        progress(match chosen {
+            Self::Kvm => "it can: nodes run on hardware virtualization",
+            Self::Tcg => "it cannot: nodes run in software emulation",
+        });
+        let text = serde_json::to_string(&chosen).expect("a name is serialized");
+        fs::write(&file, text).at("write", &file)?;
+        Ok(chosen)
+    }
+}
+
+/// Names this computer's processor and the image.
+fn machine(image: &NodeImage) -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find(|line| line.starts_with("model name")).unwrap_or("");
+    let model: String = model.chars().filter(char::is_ascii_alphanumeric).collect();
+    format!("{model}-{}", &image.digest[..image.digest.len().min(16)])
+}
+
+/// Boots Xen alone, and looks for its banner.
+fn runs_xen(accelerator: Accelerator, image: &NodeImage) -> Result<bool> {
+    let mut child = Command::new(qemu::QEMU)
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-m", "256M"])
+        .args(accelerator.arguments())
+        .arg("-kernel")
+        .arg(&image.xen)
+        .args(["-append", "console=com1 com1=115200,8n1 noreboot", "-serial", "stdio"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(CloudError::NoQemu)?;
+    let stdout = child.stdout.take().expect("standard output is piped");
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(stdout).split(b'\n').map_while(std::io::Result::ok);
+        // Nobody listens any more once the time is over.
+        let _ = send.send(lines.any(|line| String::from_utf8_lossy(&line).contains(BANNER)));
+    });
+    let booted = receive.recv_timeout(TRIAL_LIMIT).unwrap_or(false);
+    // It has done what it was for, or hangs.
+    let _ = child.kill();
+    let _ = child.wait();
+    Ok(booted)
+}

@@ -1,0 +1,118 @@
+//! One node of a local cloud: from template to identity, and its end.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fcap_api::Adopt;
+use serde_json::json;
+
+use super::qemu::Machine;
+use super::qmp::Qmp;
+use super::template::Template;
+use super::{AtPath, CloudError, Flavor, Node, Result, make_private, process, random_hex};
+
+/// A clone answers within a second; a busy computer may need many times that.
+const RESUME_LIMIT: Duration = Duration::from_secs(60);
+
+/// What is written of the node in `folder`, if it has come up.
+pub(super) fn read(folder: &Path) -> Option<Node> {
+    serde_json::from_slice(&fs::read(folder.join("node.json")).ok()?).ok()
+}
+
+/// Ends the machine of `folder`, if it runs, and removes the folder.
+pub(super) fn remove(folder: &Path) -> Result<()> {
+    process::end_all(folder);
+    if folder.exists() {
+        fs::remove_dir_all(folder).at("remove", folder)?;
+    }
+    Ok(())
+}
+
+/// Clones the template into `folder` and gives the clone its identity.
+pub(super) fn start(folder: &Path, template: &Template, flavor: &Flavor) -> Result<Node> {
+    make_private(folder)?;
+    let machine = Machine {
+        folder,
+        image: &template.image,
+        // Read by the template's kernel long ago.
+        linux_args: "",
+        flavor,
+        accelerator: template.accelerator,
+        memory: &template.memory(),
+        share: false,
+        incoming: true,
+        shell: template.shell,
+    };
+    let mut running = machine.start()?;
+    let mut qmp = Qmp::connect(folder)?;
+    let capability = |name: &str| json!({ "capability": name, "state": true });
+    qmp.execute(
+        "migrate-set-capabilities",
+        json!({ "capabilities": [capability("events"), capability("x-ignore-shared")] }),
+    )?;
+    qmp.execute("migrate-incoming", json!({ "uri": template.devices() }))?;
+    if qmp.wait(&["MIGRATION completed", "MIGRATION failed"])? == "MIGRATION failed" {
+        running.check()?;
+        return Err(CloudError::Qmp {
+            node: name(folder),
+            command: "migrate-incoming".into(),
+            answer: "reading the template's devices failed".into(),
+        });
+    }
+    qmp.execute("cont", json!({}))?;
+    running.wait_for_daemon(RESUME_LIMIT)?;
+    let node = Node {
+        name: name(folder),
+        flavor: flavor.name.into(),
+        port: running.port,
+        shell_port: running.shell_port,
+        token: random_hex(32)?,
+        pid: running.child.id(),
+        accelerator: template.accelerator,
+        started_ms: u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX),
+    };
+    adopt(&node, &template.token()?)?;
+    // Complete under its own name, or not there at all.
+    let (half, whole) = (folder.join("node.json.half"), folder.join("node.json"));
+    let text = serde_json::to_vec_pretty(&node).expect("a node is serialized");
+    fs::write(&half, text).at("write", &half)?;
+    fs::rename(&half, &whole).at("write", &whole)?;
+    Ok(node)
+}
+
+fn adopt(node: &Node, token: &str) -> Result<()> {
+    let identity = Adopt {
+        name: node.name.clone(),
+        flavor: Some(node.flavor.clone()),
+        token: node.token.clone(),
+        seed: random_hex(32)?,
+        wall_time_ns: u64::try_from(since_epoch().as_nanos()).unwrap_or(u64::MAX),
+    };
+    let body = serde_json::to_vec(&identity).expect("an identity is serialized");
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(RESUME_LIMIT))
+        .http_status_as_error(false)
+        .build()
+        .into();
+    let failed = |answer: String| CloudError::Adopt { node: node.name.clone(), answer };
+    let mut response = agent
+        .post(format!("{}/v1/node/adopt", node.url()))
+        .header("authorization", format!("Bearer {token}"))
+        .header("content-type", "application/json")
+        .send(&body[..])
+        .map_err(|error| failed(error.to_string()))?;
+    if response.status().is_success() {
+        return Ok(());
+    }
+    let text = response.body_mut().read_to_string().unwrap_or_default();
+    Err(failed(format!("{} {text}", response.status())))
+}
+
+fn name(folder: &Path) -> String {
+    folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
