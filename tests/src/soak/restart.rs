@@ -24,7 +24,7 @@ pub fn run(rounds: u32, seed: u64) -> anyhow::Result<()> {
             image: image.digest.clone(),
             image_name: Some("clock".into()),
             // Every 100 ms: more often than fcapd is killed.
-            args: vec!["--interval-ms".into(), "100".into()],
+            args: vec!["100".into()],
             memory_kib: Some(2048),
             ..Default::default()
         };
