@@ -1,1 +1,5 @@
-fn main() {}
+//! `fcap`: applications as capsules, handled like processes.
+
+fn main() -> std::process::ExitCode {
+    fcap_tools::cli::main().into()
+}

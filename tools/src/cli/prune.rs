@@ -1,0 +1,32 @@
+//! `fcap prune`.
+
+use super::capsules::confirm;
+use crate::output;
+use crate::target::Globals;
+
+/// Removes all capsules that have ended, and all images that no capsule uses
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Do not ask first
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl Args {
+    pub(super) async fn call(self, globals: &Globals) -> anyhow::Result<u8> {
+        let fleet = globals.fleet().await?;
+        let question =
+            "This removes all capsules that have ended and all images that no capsule uses. Go on?";
+        if !self.force && !confirm(question)? {
+            return Ok(1);
+        }
+        let (pruned, complete) = fleet.ask(|node| node.prune()).await.noted()?;
+        let ids: String = pruned
+            .iter()
+            .flat_map(|pruned| pruned.capsules.iter().chain(&pruned.images))
+            .map(|id| format!("{id}\n"))
+            .collect();
+        output::print(&ids)?;
+        Ok(u8::from(!complete))
+    }
+}

@@ -1,0 +1,118 @@
+//! Whom a command speaks to.
+//!
+//! In this order: the server named with `--host`; the daemon of this machine, when its socket is
+//! there (inside a node's dom0); the nodes of the local cloud.
+
+use crate::client::{self, Address, Client};
+use crate::cloud::{Cloud, DEFAULT_CLOUD, FLAVORS, Node, Request, Variant};
+use crate::fleet::Fleet;
+use crate::progress::Steps;
+use anyhow::Context as _;
+use fcap_api::DEFAULT_SOCKET;
+use std::path::{Path, PathBuf};
+
+/// Options that every command has.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Globals {
+    /// Server to speak to: unix:///path/to/socket or http://host:port
+    #[arg(short = 'H', long, global = true, env = "FCAP_HOST", value_name = "ADDRESS", hide_env = true)]
+    pub host: Option<Address>,
+    /// Token of the server
+    #[arg(
+        long,
+        global = true,
+        env = "FCAP_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true,
+        hide_env = true
+    )]
+    pub token: Option<String>,
+    /// File with the token of the server
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
+    /// Local cloud to use
+    #[arg(
+        long,
+        global = true,
+        env = "FCAP_CLOUD",
+        value_name = "NAME",
+        default_value = DEFAULT_CLOUD,
+        hide_env = true
+    )]
+    pub cloud: String,
+    /// Do not use colours (also NO_COLOR)
+    #[arg(long, global = true)]
+    pub no_color: bool,
+    /// Show each request and how long it took
+    #[arg(short = 'D', long, global = true)]
+    pub debug: bool,
+}
+
+/// There is nobody to speak to.
+#[derive(Debug, thiserror::Error)]
+#[error("no cloud {0:?} is up; `fcap cloud up` or `fcap run` starts one")]
+pub struct NoCloud(String);
+
+impl Globals {
+    /// Whether colours are wanted.
+    pub fn colours(&self) -> bool {
+        !self.no_color && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    }
+
+    /// All nodes that there are.
+    ///
+    /// # Errors
+    /// [`NoCloud`] when there is neither a server nor a cloud.
+    pub async fn fleet(&self) -> anyhow::Result<Fleet> {
+        if let Some(server) = self.server()? {
+            return Ok(Fleet::new(vec![server]));
+        }
+        let nodes = Cloud::new(&self.cloud)?.nodes()?;
+        if nodes.is_empty() { Err(NoCloud(self.cloud.clone()).into()) } else { self.fleet_of(&nodes) }
+    }
+
+    /// The same; starts a local cloud of one node when there is none, and says so.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn fleet_or_start(&self) -> anyhow::Result<Fleet> {
+        match self.fleet().await {
+            Err(error) if error.is::<NoCloud>() => {}
+            fleet => return fleet,
+        }
+        let flavor = &FLAVORS[0];
+        let steps = Steps::new();
+        steps.say(&format!(
+            "no cloud is up: starting cloud {} with one {} node; `fcap cloud down` ends it",
+            self.cloud, flavor.name
+        ));
+        let request = Request { nodes: 1, flavor, variant: Variant::Node };
+        let nodes = Cloud::new(&self.cloud)?.up(&request, &|step| steps.step(step));
+        steps.finish();
+        self.fleet_of(&nodes?)
+    }
+
+    fn fleet_of(&self, nodes: &[Node]) -> anyhow::Result<Fleet> {
+        let client = |node: &Node| Ok(Client::new(node.url().parse()?, Some(&node.token), self.debug)?);
+        Ok(Fleet::new(nodes.iter().map(client).collect::<anyhow::Result<_>>()?))
+    }
+
+    /// The server that the user named, or the daemon of this machine.
+    fn server(&self) -> anyhow::Result<Option<Client>> {
+        let socket = Path::new(DEFAULT_SOCKET);
+        let address = match &self.host {
+            Some(address) => address.clone(),
+            None if socket.exists() => Address::Unix(socket.to_owned()),
+            None => return Ok(None),
+        };
+        let from_file = match &self.token_file {
+            Some(path) => {
+                Some(client::read_token(path).with_context(|| format!("token file {}", path.display()))?)
+            }
+            None => None,
+        };
+        let token = from_file.as_deref().or(self.token.as_deref()).filter(|token| !token.is_empty());
+        Ok(Some(Client::new(address, token, self.debug)?))
+    }
+}
