@@ -7,10 +7,12 @@
 //! | [`capsule`] | one capsule: its states, and the task that changes them |
 //! | [`store`] | what survives a restart of the daemon |
 //! | [`log`] | what capsules wrote |
+//! | [`image`] | reads kernels |
 //! | [`images`] | what capsules are made of |
 //! | [`events`] | what has happened lately |
 //! | [`node`] | who this node is |
 //! | [`http`] | the REST API |
+//! | `xen` | the doors of dom0, and the domain builder (feature `xen`) |
 
 pub mod capsule;
 pub mod clock;
@@ -19,9 +21,12 @@ pub mod error;
 pub mod events;
 pub mod http;
 pub mod id;
+pub mod image;
 pub mod images;
 pub mod log;
 pub mod names;
 pub mod node;
 pub mod store;
 pub mod toolstack;
+#[cfg(feature = "xen")]
+pub mod xen;

@@ -8,6 +8,8 @@
 //! finds what runs, and [`Toolstack::adopt`] takes it back.
 
 pub mod sim;
+#[cfg(feature = "xen")]
+pub mod xen;
 
 use std::sync::Arc;
 

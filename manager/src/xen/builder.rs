@@ -1,0 +1,528 @@
+//! Makes a domain, step by step.
+//!
+//! ```text
+//! create      an empty domain with its vCPUs, limits and two ports for dom0
+//! memory      pages from Xen
+//! map         those pages that get content, mapped into fcapd
+//! fill        kernel, boot module, p2m list, start info, page tables, shared info, grants
+//! start       page tables handed to Xen, first state of the vCPU
+//! register    the xenstore keys, and xenstored's end of the guest's ring
+//! console     our end of the console page
+//! ```
+//!
+//! The domain stays paused. Whatever step fails, [`Unfinished`] removes what was made so far:
+//! mappings first, because a mapped page keeps the domain as a zombie.
+
+use std::{
+    io,
+    mem::offset_of,
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
+
+use xen_proto::{
+    DomId,
+    frame::{Mfn, PAGE_SIZE},
+    gnttab,
+    start_info::{self, StartInfo},
+    xenstore::{Access, Perm, Request},
+};
+
+use super::{
+    layout::{self, Layout},
+    sys::{Foreign, Hypercalls, Mapping, Start},
+    xenstore::{self, Client},
+};
+use crate::{
+    image::{Image, Kernel},
+    toolstack::{Error, Result},
+};
+
+/// Xen's largest extents that a domain gets: 2 MiB.
+const MAX_ORDER: u32 = 9;
+/// Memory that Xen itself needs for a domain (structures, vCPU, grant table).
+const OVERHEAD_PAGES: u64 = 64;
+/// Memory that is never given away, so that Xen can still serve the domains that run.
+pub const RESERVE_PAGES: u64 = (4 << 20) / PAGE_SIZE as u64;
+
+/// The doors to the hypervisor and xenstored.
+#[derive(Debug)]
+pub struct Host {
+    /// Hypercalls.
+    pub hypercalls: Hypercalls,
+    /// Foreign memory.
+    pub foreign: Arc<Foreign>,
+    /// xenstored.
+    pub store: Client,
+}
+
+impl Host {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// If this is no dom0, or xenstored does not run.
+    pub fn open() -> Result<Self> {
+        let hypercalls = Hypercalls::open().map_err(|error| failed("opening the door to Xen", error))?;
+        let foreign = Foreign::open().map_err(|error| failed("opening /dev/xen/privcmd", error))?;
+        let store = Client::connect(Path::new(xenstore::SOCKET)).map_err(store_failed)?;
+        Ok(Self { hypercalls, foreign, store })
+    }
+}
+
+/// Turns an error of a system call into one of the toolstack.
+pub fn failed(call: impl Into<String>, source: io::Error) -> Error {
+    let call = call.into();
+    match source.raw_os_error() {
+        Some(libc::ENOMEM) => Error::NoRoom(format!(
+            "{call} found no memory; stop other capsules, or use a larger node"
+        )),
+        Some(libc::ENOSPC) => {
+            Error::NoRoom(format!("{call} found no free entry in a table of Xen; stop other capsules"))
+        }
+        Some(libc::ESRCH) => Error::Gone,
+        _ => Error::Failed { call, source },
+    }
+}
+
+/// As [`failed`], for xenstored.
+pub fn store_failed(error: xenstore::Error) -> Error {
+    use xen_proto::xenstore::Error as Refusal;
+    match &error {
+        xenstore::Error::Refused { source: Refusal::Quota | Refusal::OutOfMemory, .. } => Error::NoRoom(
+            "xenstored's quota is used up; remove capsules, or raise its limits".into(),
+        ),
+        _ => Error::Failed { call: "request to xenstored".into(), source: io::Error::other(error) },
+    }
+}
+
+/// Where the time went, in order.
+#[derive(Clone, Debug)]
+pub struct Steps {
+    list: Vec<(&'static str, u64)>,
+    since: Instant,
+}
+
+impl Steps {
+    /// Starts the clock.
+    pub fn start() -> Self {
+        Self { list: Vec::with_capacity(8), since: Instant::now() }
+    }
+
+    /// Ends a step.
+    pub fn end(&mut self, step: &'static str) {
+        let now = Instant::now();
+        let took = now.duration_since(self.since);
+        self.list.push((step, took.as_nanos() as u64));
+        self.since = now;
+    }
+
+    /// Steps with nanoseconds.
+    pub fn list(&self) -> Vec<(&'static str, u64)> {
+        self.list.clone()
+    }
+}
+
+/// What to build.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    /// The domain's handle.
+    pub handle: [u8; 16],
+    /// Where the kernel's bytes are.
+    pub image: &'a Image,
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    /// Pages set aside for the boot module, which may be longer than it is.
+    pub module_pages: u64,
+    /// The boot module; empty for none.
+    pub module: &'a [u8],
+    /// The kernel's command line.
+    pub command_line: &'a str,
+    /// Pages of memory.
+    pub nr_pages: u64,
+    /// Virtual processors.
+    pub vcpus: u32,
+}
+
+/// Pages that a boot module takes.
+pub fn module_pages(module: &[u8]) -> u64 {
+    module.len().div_ceil(PAGE_SIZE) as u64
+}
+
+/// A domain in the making, removed on drop unless it is [kept](Self::keep).
+#[derive(Debug)]
+pub struct Unfinished<'a> {
+    host: &'a Host,
+    domid: u32,
+    finished: bool,
+}
+
+impl Unfinished<'_> {
+    fn keep(mut self) -> u32 {
+        self.finished = true;
+        self.domid
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Err(error) = remove(self.host, self.domid)
+        {
+            tracing::error!(domid = self.domid, %error, "half-built domain stays behind");
+        }
+    }
+}
+
+/// Ends a domain and removes its xenstore keys. It may be gone already.
+///
+/// # Errors
+/// If Xen or xenstored fails.
+pub fn remove(host: &Host, domid: u32) -> Result<()> {
+    match host.hypercalls.destroy(domid) {
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+            return Err(failed(format!("destruction of domain {domid}"), error));
+        }
+        _ => {}
+    }
+    use xen_proto::xenstore::Error as Refusal;
+    match host.store.request(Request::Rm(&home(domid))) {
+        Ok(_) | Err(xenstore::Error::Refused { source: Refusal::NotFound, .. }) => Ok(()),
+        Err(error) => Err(store_failed(error)),
+    }
+}
+
+/// A domain's home in xenstore.
+pub fn home(domid: u32) -> String {
+    format!("/local/domain/{domid}")
+}
+
+/// A built domain, paused.
+#[derive(Debug)]
+pub struct Built {
+    /// Its number.
+    pub domid: u32,
+    /// Where everything is in it.
+    pub layout: Layout,
+    /// Machine frames of its pages.
+    pub p2m: Vec<u64>,
+    /// Its console port.
+    pub console_port: u32,
+}
+
+impl Built {
+    /// Maps pages of the domain.
+    ///
+    /// # Errors
+    /// If Xen refuses.
+    pub fn map(&self, host: &Host, pages: std::ops::Range<u64>) -> Result<Mapping> {
+        let frames = &self.p2m[pages.start as usize..pages.end as usize];
+        host.foreign.map(self.domid, frames).map_err(|error| failed("mapping of the domain's memory", error))
+    }
+}
+
+/// Builds a domain and makes it known to xenstored under `name`.
+///
+/// # Errors
+/// If the plan makes no sense, or the machine has no room. Nothing is left behind then.
+pub fn build(host: &Host, plan: &Plan<'_>, name: &str, steps: &mut Steps) -> Result<Built> {
+    let layout = Layout::new(plan.kernel, plan.module_pages, plan.nr_pages).map_err(|error| match error {
+        layout::Error::TooSmall(pages) => {
+            Error::NotEnoughMemory { needed_kib: kib(pages), given_kib: kib(plan.nr_pages) }
+        }
+        layout::Error::TooLarge(pages) => {
+            Error::TooMuchMemory { limit_kib: kib(pages), given_kib: kib(plan.nr_pages) }
+        }
+    })?;
+    if plan.command_line.len() >= start_info::COMMAND_LINE_LEN {
+        let most = start_info::COMMAND_LINE_LEN - 1;
+        return Err(Error::BadSetting(format!(
+            "the command line is {} bytes long, a kernel takes at most {most}",
+            plan.command_line.len()
+        )));
+    }
+    let hypercalls = &host.hypercalls;
+    let free = hypercalls.phys_info().map_err(|error| failed("asking Xen for its memory", error))?.free_pages;
+    let available = free.saturating_sub(RESERVE_PAGES);
+    if plan.nr_pages + OVERHEAD_PAGES > available {
+        return Err(Error::NoRoom(format!(
+            "the capsule is given {} KiB of memory, {} KiB are free; stop other capsules, or use a larger node",
+            kib(plan.nr_pages),
+            kib(available.saturating_sub(OVERHEAD_PAGES)),
+        )));
+    }
+    steps.end("check");
+
+    let create = |error| failed("creation of a domain", error);
+    let grant_frames = if plan.kernel.is_capsule { 8 } else { 32 };
+    let domid = hypercalls.create_domain(plan.handle, plan.vcpus, grant_frames).map_err(create)?;
+    let unfinished = Unfinished { host, domid, finished: false };
+    hypercalls.set_max_vcpus(domid, plan.vcpus).map_err(create)?;
+    hypercalls.set_max_memory(domid, kib(plan.nr_pages)).map_err(create)?;
+    hypercalls.set_native_tsc(domid).map_err(create)?;
+    let store_port = hypercalls.alloc_unbound_port(domid).map_err(create)?;
+    let console_port = hypercalls.alloc_unbound_port(domid).map_err(create)?;
+    steps.end("create");
+
+    let p2m = populate(hypercalls, domid, plan.nr_pages)?;
+    steps.end("memory");
+
+    let shared_info = hypercalls.domain(domid).map_err(create)?.ok_or(Error::Gone)?.shared_info;
+    let grants = hypercalls.grant_frame(domid).map_err(create)?;
+    // One mapping for all that gets content: it is one page behind the other up to the page
+    // tables, which come right before the stack.
+    let first = layout.kernel.start;
+    let mut frames = p2m[first as usize..layout.stack as usize].to_vec();
+    frames.extend([shared_info, grants]);
+    let mapping = host
+        .foreign
+        .map(domid, &frames)
+        .map_err(|error| failed("mapping of the domain's memory", error))?;
+    steps.end("map");
+
+    let ports = Ports { store: store_port, console: console_port };
+    let filler = Filler { mapping: &mapping, first, layout: &layout, p2m: &p2m };
+    filler.fill(plan, ports, shared_info);
+    filler.shared_info_and_grants()?;
+    steps.end("fill");
+
+    // Xen takes no page as a page table that somebody can write to.
+    drop(mapping);
+    let frame = |page: u64| p2m[page as usize];
+    let start = |error| failed("start of the domain's first processor", error);
+    if let Some(page) = plan.kernel.hypercall_page {
+        hypercalls.init_hypercall_page(domid, frame(page)).map_err(start)?;
+    }
+    let top_table = frame(layout.tables.start);
+    hypercalls
+        .pin_top_table(domid, top_table)
+        .map_err(|error| failed("check of the domain's page tables", error))?;
+    let state = Start {
+        entry: plan.kernel.virt_base.wrapping_add(plan.kernel.entry),
+        start_info: layout.address(layout.start_info),
+        stack_end: layout.address(layout.stack + 1),
+        top_table,
+    };
+    hypercalls.set_start(domid, &state).map_err(start)?;
+    steps.end("start");
+
+    let record = Record { console: frame(layout.console), console_port };
+    register(host, domid, plan, name, record, frame(layout.store), store_port)?;
+    steps.end("register");
+
+    Ok(Built { domid: unfinished.keep(), layout, p2m, console_port })
+}
+
+/// KiB of pages.
+pub fn kib(pages: u64) -> u64 {
+    pages.saturating_mul(PAGE_SIZE as u64 / 1024)
+}
+
+/// Gives the domain its pages, in extents as large as there are; returns their frames.
+fn populate(hypercalls: &Hypercalls, domid: u32, nr_pages: u64) -> Result<Vec<u64>> {
+    let mut p2m = Vec::with_capacity(nr_pages as usize);
+    for order in (0..=MAX_ORDER).rev() {
+        let page = p2m.len() as u64;
+        let mut extents: Vec<u64> =
+            (0..(nr_pages - page) >> order).map(|extent| page + (extent << order)).collect();
+        if extents.is_empty() {
+            continue;
+        }
+        let done = hypercalls
+            .populate(domid, order, &mut extents)
+            .map_err(|error| failed("giving the domain its memory", error))?;
+        // What there was none of in this size is tried in the next smaller one.
+        for &frame in extents.iter().take(done) {
+            p2m.extend(frame..frame + (1 << order));
+        }
+    }
+    if p2m.len() as u64 == nr_pages {
+        Ok(p2m)
+    } else {
+        Err(Error::NoRoom(format!(
+            "only {} of {} KiB of memory were left; stop other capsules, or use a larger node",
+            kib(p2m.len() as u64),
+            kib(nr_pages)
+        )))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    store: u32,
+    console: u32,
+}
+
+/// Writes a new domain's pages.
+struct Filler<'a> {
+    /// Pages from `first` to the stack, then shared info, then the grant table.
+    mapping: &'a Mapping,
+    first: u64,
+    layout: &'a Layout,
+    p2m: &'a [u64],
+}
+
+impl Filler<'_> {
+    /// Where in the mapping a page of the domain is.
+    fn offset(&self, page: u64) -> usize {
+        (page - self.first) as usize * PAGE_SIZE
+    }
+
+    fn fill(&self, plan: &Plan<'_>, ports: Ports, shared_info: u64) {
+        let Self { mapping, layout, p2m, .. } = self;
+        // Xen clears pages before it gives them away, but promises it nowhere.
+        let mut cleared = self.offset(layout.kernel.start);
+        for segment in &plan.kernel.segments {
+            let start = segment.memory.start as usize - self.first as usize * PAGE_SIZE;
+            let end = segment.memory.end as usize - self.first as usize * PAGE_SIZE;
+            mapping.zero(cleared, start - cleared);
+            mapping.write(start, &plan.image.bytes[segment.file.clone()]);
+            cleared = start + segment.file.len();
+            mapping.zero(cleared, end - cleared);
+            cleared = end;
+        }
+        mapping.zero(cleared, self.offset(layout.kernel.end) - cleared);
+
+        mapping.write(self.offset(layout.module.start), plan.module);
+        let list = self.offset(layout.p2m.start);
+        mapping.write_words(list, p2m);
+        let used = size_of_val(*p2m);
+        mapping.zero(list + used, self.offset(layout.start_info) - list - used);
+        mapping.zero(self.offset(layout.start_info), 3 * PAGE_SIZE);
+        mapping.write_words(self.offset(layout.tables.start), &layout.tables(p2m));
+
+        let at = self.offset(layout.start_info);
+        let frame = |page: u64| p2m[page as usize];
+        mapping.write(at + offset_of!(StartInfo, magic), start_info::MAGIC);
+        mapping.write_u64(at + offset_of!(StartInfo, nr_pages), layout.nr_pages);
+        mapping.write_u64(at + offset_of!(StartInfo, shared_info), Mfn(shared_info).address());
+        mapping.write_u64(at + offset_of!(StartInfo, store_mfn), frame(layout.store));
+        mapping.write_u32(at + offset_of!(StartInfo, store_evtchn), ports.store);
+        mapping.write_u64(at + offset_of!(StartInfo, console_mfn), frame(layout.console));
+        mapping.write_u32(at + offset_of!(StartInfo, console_evtchn), ports.console);
+        mapping.write_u64(at + offset_of!(StartInfo, pt_base), layout.address(layout.tables.start));
+        let tables = layout.tables.end - layout.tables.start;
+        mapping.write_u64(at + offset_of!(StartInfo, nr_pt_frames), tables);
+        mapping.write_u64(at + offset_of!(StartInfo, mfn_list), layout.address(layout.p2m.start));
+        write_boot(mapping, at, layout, plan.module.len(), plan.command_line);
+    }
+
+    fn shared_info_and_grants(&self) -> Result<()> {
+        let Self { mapping, layout, p2m, .. } = self;
+        let shared_info = self.offset(layout.stack);
+        mapping.zero(shared_info, PAGE_SIZE);
+        for vcpu in 0..32 {
+            // `evtchn_upcall_mask` of each `vcpu_info`.
+            mapping.write(shared_info + 64 * vcpu + 1, &[1]);
+        }
+        // Xenstored maps its ring by grant, as xenconsoled would.
+        let grants = shared_info + PAGE_SIZE;
+        for (reference, page) in [layout.console, layout.store].into_iter().enumerate() {
+            let entry = gnttab::Entry { domid: DomId::DOM0, frame: Mfn(p2m[page as usize]) };
+            let word = entry.emit(gnttab::PERMIT_ACCESS).ok_or_else(|| {
+                Error::NoRoom("the domain's memory lies above 16 TiB, where grants do not reach".into())
+            })?;
+            mapping.write_u64(grants + reference * gnttab::ENTRY_LEN, word);
+        }
+        Ok(())
+    }
+}
+
+/// Writes what differs between two starts of the same capsule into the start-info page at
+/// offset `at` of `mapping`.
+pub fn write_boot(mapping: &Mapping, at: usize, layout: &Layout, module_len: usize, command_line: &str) {
+    let start = if module_len == 0 { 0 } else { layout.address(layout.module.start) };
+    mapping.write_u64(at + offset_of!(StartInfo, mod_start), start);
+    mapping.write_u64(at + offset_of!(StartInfo, mod_len), module_len as u64);
+    // The rest of the field is zero since the page was cleared.
+    mapping.write(at + offset_of!(StartInfo, cmd_line), command_line.as_bytes());
+}
+
+/// What a later daemon needs to take a domain over, kept in its `fcap` node, which the guest
+/// can read but not write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Machine frame of the console page.
+    pub console: u64,
+    /// The guest's console port.
+    pub console_port: u32,
+}
+
+impl Record {
+    /// The node's name.
+    pub const NODE: &'static str = "fcap";
+
+    /// As text. The first number is the version of the record.
+    pub fn emit(&self) -> String {
+        format!("1 {} {}", self.console, self.console_port)
+    }
+
+    /// From text.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let mut words = str::from_utf8(text).ok()?.split(' ');
+        let ("1", console, console_port, None) = (words.next()?, words.next()?, words.next()?, words.next())
+        else {
+            return None;
+        };
+        Some(Self { console: console.parse().ok()?, console_port: console_port.parse().ok()? })
+    }
+}
+
+/// Writes the domain's keys in one transaction and makes its ring known to xenstored.
+fn register(
+    host: &Host,
+    domid: u32,
+    plan: &Plan<'_>,
+    name: &str,
+    record: Record,
+    store_mfn: u64,
+    store_port: u32,
+) -> Result<()> {
+    let home = home(domid);
+    let node = |path: &str| format!("{home}/{path}");
+    let guest = DomId(domid as u16);
+    let for_reading = [
+        Perm { access: Access::None, domid: DomId::DOM0 },
+        Perm { access: Access::Read, domid: guest },
+    ];
+    let for_guest = [Perm { access: Access::None, domid: guest }];
+    let (name_node, domid_node, record_node) = (node("name"), node("domid"), node(Record::NODE));
+    let (control, shutdown) = (node("control"), node("control/shutdown"));
+    let (domid_text, record) = (domid.to_string(), record.emit());
+    let mut requests = vec![
+        // New nodes get the permissions of their parent.
+        Request::Mkdir(&home),
+        Request::SetPerms { path: &home, perms: &for_reading },
+        Request::Write { path: &name_node, value: name.as_bytes() },
+        Request::Write { path: &domid_node, value: domid_text.as_bytes() },
+        Request::Write { path: &record_node, value: record.as_bytes() },
+        // The guest acknowledges requests there and says which it knows.
+        Request::Mkdir(&control),
+        Request::SetPerms { path: &control, perms: &for_guest },
+        Request::Write { path: &shutdown, value: b"" },
+    ];
+    // What Linux looks for besides.
+    let mut more = Vec::new();
+    if !plan.kernel.is_capsule {
+        more.push((node("memory/target"), kib(plan.nr_pages).to_string()));
+        more.push((node("memory/static-max"), kib(plan.nr_pages).to_string()));
+        more.extend((0..plan.vcpus).map(|cpu| (node(&format!("cpu/{cpu}/availability")), "online".into())));
+    }
+    requests.extend(more.iter().map(|(path, value)| Request::Write { path, value: value.as_bytes() }));
+    let introduce = Request::Introduce { domid: guest, mfn: store_mfn, port: store_port };
+    host.store.transaction(&requests, &[introduce]).map_err(store_failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_as_written_and_no_other() {
+        let record = Record { console: 123_456, console_port: 2 };
+        assert_eq!(Record::parse(record.emit().as_bytes()), Some(record));
+        for other in ["", "1", "1 2", "2 3 4", "1 2 3 4", "1 x 3", "1 -2 3"] {
+            assert_eq!(Record::parse(other.as_bytes()), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Event channels of consoles, waited for by one thread.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::AsFd,
+    sync::{Arc, Mutex, MutexGuard},
+    thread::JoinHandle,
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
+};
+
+use super::sys::EventChannels;
+use crate::toolstack::{Event, EventSink};
+
+/// The consoles' event channels and the thread that waits for them.
+#[derive(Debug)]
+pub struct Events {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    channels: EventChannels,
+    /// Whose console a local port is.
+    domains: Mutex<HashMap<u32, u32>>,
+    /// Written to when the thread shall end.
+    stop: EventFd,
+}
+
+impl Shared {
+    fn domains(&self) -> MutexGuard<'_, HashMap<u32, u32>> {
+        self.domains.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Events {
+    /// Opens the device and starts the thread.
+    ///
+    /// # Errors
+    /// If this is no dom0 of Xen.
+    pub fn start(sink: EventSink) -> io::Result<Self> {
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
+        let shared = Arc::new(Shared { channels: EventChannels::open()?, domains: Mutex::default(), stop });
+        let waiting = shared.clone();
+        let thread = std::thread::Builder::new().name("event channels".into()).spawn(move || {
+            if let Err(error) = wait(&waiting, &sink) {
+                tracing::error!(%error, "event channels fail: consoles stand still");
+            }
+        })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Binds the console port of a domain.
+    ///
+    /// # Errors
+    /// If the domain is gone, or somebody else has bound the port.
+    pub fn bind(&self, domid: u32, remote_port: u32) -> io::Result<Port> {
+        // Held while binding: the first event may come before the entry is made.
+        let mut domains = self.shared.domains();
+        let local = self.shared.channels.bind(domid, remote_port)?;
+        domains.insert(local, domid);
+        Ok(Port { local, shared: self.shared.clone() })
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        if self.shared.stop.write(1).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            // It has nothing to say.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn wait(shared: &Shared, sink: &EventSink) -> io::Result<()> {
+    let mut ports = Vec::new();
+    let mut domids = Vec::new();
+    loop {
+        let mut fds = [
+            PollFd::new(shared.channels.as_fd(), PollFlags::POLLIN),
+            PollFd::new(shared.stop.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            other => other?,
+        };
+        if fds[1].any().unwrap_or(true) {
+            return Ok(());
+        }
+        shared.channels.wait(&mut ports)?;
+        {
+            let domains = shared.domains();
+            domids.clear();
+            domids.extend(ports.iter().filter_map(|port| domains.get(port).copied()));
+            // Before anybody looks at the rings, so that no event after that look is lost. Ports
+            // that were closed meanwhile are passed over.
+            shared.channels.unmask(&ports)?;
+        }
+        for &domid in &domids {
+            sink(Event::Console(domid));
+        }
+    }
+}
+
+/// Our end of a console's event channel; closed on drop.
+#[derive(Debug)]
+pub struct Port {
+    local: u32,
+    shared: Arc<Shared>,
+}
+
+impl Port {
+    /// Sends an event to the domain.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn notify(&self) -> io::Result<()> {
+        self.shared.channels.notify(self.local)
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        let mut domains = self.shared.domains();
+        domains.remove(&self.local);
+        // Xen has closed it already if the domain is gone.
+        let _ = self.shared.channels.unbind(self.local);
+    }
+}
