@@ -16,7 +16,7 @@
 //!
 //! Linked with this crate by `fcap build`, it becomes an image that boots as a
 //! paravirtualized Xen guest, with one virtual processor and one address space.
-//! The API is shaped like `std` and tokio: [`spawn`], [`time`], [`env`], [`io`],
+//! The API is shaped like `std` and tokio: [`spawn`], [`time`], [`mod@env`], [`io`],
 //! [`process`], [`random`], [`signal`]. Closer to Xen are [`xenstore`],
 //! [`evtchn`] and [`gnttab`].
 //!

@@ -280,10 +280,10 @@ impl Transaction {
         call(Request::Read(path), self.id).await
     }
 
-    /// As [`write`], within the transaction.
+    /// As [`write()`], within the transaction.
     ///
     /// # Errors
-    /// As [`write`].
+    /// As [`write()`].
     pub async fn write(&self, path: &str, value: &[u8]) -> Result<(), Error> {
         call(Request::Write { path, value }, self.id).await.map(drop)
     }

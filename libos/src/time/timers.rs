@@ -16,14 +16,10 @@ pub(crate) struct Id {
 
 static TIMERS: Single<RefCell<BTreeMap<Id, Waker>>> = Single::new(RefCell::new(BTreeMap::new()));
 
-/// [`fire_due`], once there has been a timer: programs without timers go without that code.
-static FIRE: Single<Cell<Option<fn() -> Option<u64>>>> = Single::new(Cell::new(None));
-
 /// Wakes `waker` when system time reaches `deadline_ns`.
 pub(crate) fn set(deadline_ns: u64, waker: Waker) -> Id {
     static SERIAL: Single<Cell<u64>> = Single::new(Cell::new(0));
     let id = Id { deadline_ns, serial: SERIAL.replace(SERIAL.get() + 1) };
-    FIRE.set(Some(fire_due));
     TIMERS.borrow_mut().insert(id, waker);
     id
 }
@@ -37,10 +33,6 @@ pub(crate) fn cancel(id: Id) {
 
 /// Wakes whose time has come, and returns the next deadline.
 pub(crate) fn fire() -> Option<u64> {
-    FIRE.get().and_then(|fire| fire())
-}
-
-fn fire_due() -> Option<u64> {
     loop {
         let next = TIMERS.borrow().first_key_value().map(|(id, _)| id.deadline_ns)?;
         if next > now_ns() {
