@@ -114,7 +114,8 @@ fn command() -> clap::Command {
             text += &format!("  {literal}{verb:<12}{literal:#}{about}\n");
         }
     }
-    text += "\n{options}\n\n`fcap COMMAND --help` tells more.\n";
+    text += &format!("\n{header}Options:{header:#}\n");
+    text += "{options}\n\n`fcap COMMAND --help` tells more.\n";
     command.help_template(text)
 }
 

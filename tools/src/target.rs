@@ -1,6 +1,6 @@
 //! Whom a command speaks to.
 //!
-//! In this order: the server named with `--host`; the daemon of this machine, when its socket is
+//! In this order: the servers named with `--host`; the daemon of this machine, when its socket is
 //! there (inside a node's dom0); the nodes of the local cloud.
 
 use crate::client::{self, Address, Client};
@@ -15,9 +15,17 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Globals {
-    /// Server to speak to: unix:///path/to/socket or http://host:port
-    #[arg(short = 'H', long, global = true, env = "FCAP_HOST", value_name = "ADDRESS", hide_env = true)]
-    pub host: Option<Address>,
+    /// Server to speak to: unix:///path/to/socket or http://host:port; several with commas between
+    #[arg(
+        short = 'H',
+        long,
+        global = true,
+        env = "FCAP_HOST",
+        value_name = "ADDRESS",
+        value_delimiter = ',',
+        hide_env = true
+    )]
+    pub host: Vec<Address>,
     /// Token of the server
     #[arg(
         long,
@@ -65,8 +73,9 @@ impl Globals {
     /// # Errors
     /// [`NoCloud`] when there is neither a server nor a cloud.
     pub async fn fleet(&self) -> anyhow::Result<Fleet> {
-        if let Some(server) = self.server()? {
-            return Ok(Fleet::new(vec![server]));
+        let servers = self.servers()?;
+        if !servers.is_empty() {
+            return Ok(Fleet::new(servers));
         }
         let nodes = Cloud::new(&self.cloud)?.nodes()?;
         if nodes.is_empty() { Err(NoCloud(self.cloud.clone()).into()) } else { self.fleet_of(&nodes) }
@@ -98,13 +107,13 @@ impl Globals {
         Ok(Fleet::new(nodes.iter().map(client).collect::<anyhow::Result<_>>()?))
     }
 
-    /// The server that the user named, or the daemon of this machine.
-    fn server(&self) -> anyhow::Result<Option<Client>> {
+    /// The servers that the user named, or the daemon of this machine.
+    fn servers(&self) -> anyhow::Result<Vec<Client>> {
         let socket = Path::new(DEFAULT_SOCKET);
-        let address = match &self.host {
-            Some(address) => address.clone(),
-            None if socket.exists() => Address::Unix(socket.to_owned()),
-            None => return Ok(None),
+        let addresses = if self.host.is_empty() && socket.exists() {
+            vec![Address::Unix(socket.to_owned())]
+        } else {
+            self.host.clone()
         };
         let from_file = match &self.token_file {
             Some(path) => {
@@ -113,6 +122,7 @@ impl Globals {
             None => None,
         };
         let token = from_file.as_deref().or(self.token.as_deref()).filter(|token| !token.is_empty());
-        Ok(Some(Client::new(address, token, self.debug)?))
+        let client = |address| Ok(Client::new(address, token, self.debug)?);
+        addresses.into_iter().map(client).collect()
     }
 }

@@ -22,7 +22,7 @@ pub enum Resolved {
     Digest(String),
 }
 
-/// Finds an image.
+/// Finds an image for somebody who works in the directory `here`. A path comes back as it was given.
 ///
 /// # Errors
 /// When there is none: the error lists where it might have been.
@@ -36,9 +36,8 @@ pub fn resolve(name: &str, here: &Path, path_variable: Option<&str>) -> Result<R
         };
     }
     if name.contains('/') {
-        let path = here.join(name);
-        return if path.exists() {
-            Ok(Resolved::File(path))
+        return if here.join(name).exists() {
+            Ok(Resolved::File(name.into()))
         } else {
             Err(ImageError::NotFound { name: name.to_owned(), looked: "that path".to_owned() })
         };
@@ -76,7 +75,7 @@ mod tests {
         let find = |name, variable| resolve(name, &below, variable).ok();
         assert_eq!(find("app-of-test", None), Some(Resolved::File(images.join("app-of-test"))));
         assert_eq!(find("plain-of-test", None), Some(Resolved::File(below.join("plain-of-test"))));
-        assert_eq!(find("./plain-of-test", None), Some(Resolved::File(below.join("./plain-of-test"))));
+        assert_eq!(find("./plain-of-test", None), Some(Resolved::File("./plain-of-test".into())));
         std::fs::write(extra.join("app-of-test"), "x").unwrap();
         let variable = format!(":{}", extra.display());
         assert_eq!(find("app-of-test", Some(&variable)), Some(Resolved::File(extra.join("app-of-test"))));
