@@ -5,7 +5,7 @@
 //! $XDG_DATA_HOME/fcap/clouds/NAME/lock          held while nodes come and go
 //! $XDG_DATA_HOME/fcap/clouds/NAME/NODE/         made before the machine is started
 //!                                 NODE/node.json  written last: the node is up
-//!                                 NODE/{pid,qmp,console.log,qemu.log}
+//!                                 NODE/{pid,qmp,console.log,qemu.log}   of at most 16 MiB each
 //! $XDG_CACHE_HOME/fcap/templates/KEY/           RAM and devices of a booted node (see `template`)
 //! ```
 //! Nothing else is remembered. Whether a machine runs is asked of the system: its command line
@@ -66,7 +66,9 @@ pub enum CloudError {
     #[error("no node image in {}: build it with `cargo xtask build`, or set FCAP_IMAGE_DIR", .0.display())]
     NoImage(PathBuf),
     /// QEMU is not installed.
-    #[error("cannot run qemu-system-x86_64: install it (`apt install qemu-system-x86`, or `cargo xtask setup`)")]
+    #[error(
+        "cannot run qemu-system-x86_64: install it (`apt install qemu-system-x86`, or `cargo xtask setup`)"
+    )]
     NoQemu(#[source] io::Error),
     /// A machine ended before it was up.
     #[error("the machine of node {node} ended while it started: {output}")]
@@ -285,6 +287,7 @@ impl Cloud {
 
     /// Removes what starts that were cut off and machines that died have left.
     fn reconcile(&self, _lock: &File) -> Result<()> {
+        template::discard_halves()?;
         for name in folders(&self.folder)? {
             let folder = self.folder.join(name);
             if !node::read(&folder).is_some_and(|node| process::runs(&folder, node.pid)) {
@@ -369,6 +372,13 @@ fn folders(folder: &Path) -> Result<Vec<String>> {
         }
     }
     Ok(names)
+}
+
+/// The name of this computer's processor.
+fn processor() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find(|line| line.starts_with("model name")).unwrap_or("");
+    line.split_once(':').map_or("", |(_, name)| name.trim()).to_owned()
 }
 
 /// Random bytes as hex digits.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::image::NodeImage;
-use super::{AtPath, CloudError, Progress, Result, make_private, qemu, user_folder};
+use super::{AtPath, CloudError, Progress, Result, make_private, processor, qemu, user_folder};
 
 /// How a machine's processors are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,8 +23,8 @@ pub enum Accelerator {
     Tcg,
 }
 
-/// Xen prints this within a second when it can run: the trial gives it no dom0 to start.
-const BANNER: &str = "Xen version";
+/// Xen prints this when it has started and is about to run dom0's first instruction.
+const STARTED: &str = "Dom0 has maximum";
 /// Longest time that the trial may take.
 const TRIAL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -33,8 +33,8 @@ impl Accelerator {
     pub(super) fn arguments(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            // With SMAP or SMEP, QEMU 7.2 faults where dom0 returns from an exception; SVM is
-            // emulated, slowly, and of no use to paravirtualized guests.
+            // With SMAP, QEMU 7.2 faults where dom0 returns from an exception; SVM is emulated,
+            // slowly, and of no use to paravirtualized guests.
             Self::Tcg => ["-accel", "tcg", "-cpu", "max,-svm,-smap,-smep"],
         }
     }
@@ -46,7 +46,7 @@ impl Accelerator {
 
     /// Finds out which one this computer can use.
     pub(super) fn choose(image: &NodeImage, progress: Progress<'_>) -> Result<Self> {
-        if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        if !hardware_virtualization() || File::options().read(true).write(true).open("/dev/kvm").is_err() {
             return Ok(Self::Tcg);
         }
         let cache = user_folder("XDG_CACHE_HOME", ".cache")?;
@@ -58,7 +58,7 @@ impl Accelerator {
             return Ok(known);
         }
         progress("trying whether /dev/kvm can run Xen");
-        let chosen = if runs_xen(Self::Kvm, image)? { Self::Kvm } else { Self::Tcg };
+        let chosen = if runs_xen(Self::Kvm, image, TRIAL_LIMIT)? { Self::Kvm } else { Self::Tcg };
         progress(match chosen {
             Self::Kvm => "it can: nodes run on hardware virtualization",
             Self::Tcg => "it cannot: nodes run in software emulation",
@@ -71,20 +71,25 @@ impl Accelerator {
 
 /// Names this computer's processor and the image.
 fn machine(image: &NodeImage) -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find(|line| line.starts_with("model name")).unwrap_or("");
-    let model: String = model.chars().filter(char::is_ascii_alphanumeric).collect();
-    format!("{model}-{}", &image.digest[..image.digest.len().min(16)])
+    let processor: String = processor().chars().filter(char::is_ascii_alphanumeric).collect();
+    format!("{processor}-{}", &image.digest[..image.digest.len().min(16)])
 }
 
-/// Boots Xen alone, and looks for its banner.
-fn runs_xen(accelerator: Accelerator, image: &NodeImage) -> Result<bool> {
-    let mut child = Command::new(qemu::QEMU)
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-m", "256M"])
+/// Whether the processor says that it can virtualize. A KVM without that makes machines which
+/// stand still at Xen's first unusual instruction.
+fn hardware_virtualization() -> bool {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = info.lines().find(|line| line.starts_with("flags")).unwrap_or("");
+    flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
+}
+
+/// Boots Xen, and looks for its word that it has started.
+fn runs_xen(accelerator: Accelerator, image: &NodeImage, limit: Duration) -> Result<bool> {
+    let mut child = Command::new(qemu::find()?)
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args(["-machine", "pc", "-m", "512M", "-serial", "stdio"])
         .args(accelerator.arguments())
-        .arg("-kernel")
-        .arg(&image.xen)
-        .args(["-append", "console=com1 com1=115200,8n1 noreboot", "-serial", "stdio"])
+        .args(qemu::boot_arguments(image, ""))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -95,9 +100,9 @@ fn runs_xen(accelerator: Accelerator, image: &NodeImage) -> Result<bool> {
     std::thread::spawn(move || {
         let mut lines = BufReader::new(stdout).split(b'\n').map_while(std::io::Result::ok);
         // Nobody listens any more once the time is over.
-        let _ = send.send(lines.any(|line| String::from_utf8_lossy(&line).contains(BANNER)));
+        let _ = send.send(lines.any(|line| String::from_utf8_lossy(&line).contains(STARTED)));
     });
-    let booted = receive.recv_timeout(TRIAL_LIMIT).unwrap_or(false);
+    let booted = receive.recv_timeout(limit).unwrap_or(false);
     // It has done what it was for, or hangs.
     let _ = child.kill();
     let _ = child.wait();

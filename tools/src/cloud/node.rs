@@ -7,8 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fcap_api::Adopt;
 use serde_json::json;
 
-use super::qemu::Machine;
-use super::qmp::Qmp;
+use super::qemu::{Begin, Machine, Running, name_of};
 use super::template::Template;
 use super::{AtPath, CloudError, Flavor, Node, Result, make_private, process, random_hex};
 
@@ -34,36 +33,18 @@ pub(super) fn start(folder: &Path, template: &Template, flavor: &Flavor) -> Resu
     make_private(folder)?;
     let machine = Machine {
         folder,
-        image: &template.image,
-        // Read by the template's kernel long ago.
-        linux_args: "",
         flavor,
         accelerator: template.accelerator,
         memory: &template.memory(),
-        share: false,
-        incoming: true,
         shell: template.shell,
+        begin: Begin::Clone,
     };
     let mut running = machine.start()?;
-    let mut qmp = Qmp::connect(folder)?;
-    let capability = |name: &str| json!({ "capability": name, "state": true });
-    qmp.execute(
-        "migrate-set-capabilities",
-        json!({ "capabilities": [capability("events"), capability("x-ignore-shared")] }),
-    )?;
-    qmp.execute("migrate-incoming", json!({ "uri": template.devices() }))?;
-    if qmp.wait(&["MIGRATION completed", "MIGRATION failed"])? == "MIGRATION failed" {
-        running.check()?;
-        return Err(CloudError::Qmp {
-            node: name(folder),
-            command: "migrate-incoming".into(),
-            answer: "reading the template's devices failed".into(),
-        });
-    }
-    qmp.execute("cont", json!({}))?;
-    running.wait_for_daemon(RESUME_LIMIT)?;
+    running.prepare_migration()?;
+    running.migrate("migrate-incoming", template.devices())?;
+    running.execute("cont", json!({}))?;
     let node = Node {
-        name: name(folder),
+        name: name_of(folder),
         flavor: flavor.name.into(),
         port: running.port,
         shell_port: running.shell_port,
@@ -72,7 +53,7 @@ pub(super) fn start(folder: &Path, template: &Template, flavor: &Flavor) -> Resu
         accelerator: template.accelerator,
         started_ms: u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX),
     };
-    adopt(&node, &template.token()?)?;
+    adopt(&node, &template.token()?, &mut running)?;
     // Complete under its own name, or not there at all.
     let (half, whole) = (folder.join("node.json.half"), folder.join("node.json"));
     let text = serde_json::to_vec_pretty(&node).expect("a node is serialized");
@@ -81,7 +62,8 @@ pub(super) fn start(folder: &Path, template: &Template, flavor: &Flavor) -> Resu
     Ok(node)
 }
 
-fn adopt(node: &Node, token: &str) -> Result<()> {
+/// The first request to a clone, which its daemon answers as soon as it runs again.
+fn adopt(node: &Node, token: &str, running: &mut Running) -> Result<()> {
     let identity = Adopt {
         name: node.name.clone(),
         flavor: Some(node.flavor.clone()),
@@ -96,21 +78,24 @@ fn adopt(node: &Node, token: &str) -> Result<()> {
         .build()
         .into();
     let failed = |answer: String| CloudError::Adopt { node: node.name.clone(), answer };
-    let mut response = agent
+    let sent = agent
         .post(format!("{}/v1/node/adopt", node.url()))
         .header("authorization", format!("Bearer {token}"))
         .header("content-type", "application/json")
-        .send(&body[..])
-        .map_err(|error| failed(error.to_string()))?;
+        .send(&body[..]);
+    let mut response = match sent {
+        Ok(response) => response,
+        Err(ureq::Error::Timeout(_)) => return Err(running.silent(RESUME_LIMIT)),
+        Err(error) => {
+            running.check()?;
+            return Err(failed(error.to_string()));
+        }
+    };
     if response.status().is_success() {
         return Ok(());
     }
     let text = response.body_mut().read_to_string().unwrap_or_default();
     Err(failed(format!("{} {text}", response.status())))
-}
-
-fn name(folder: &Path) -> String {
-    folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn since_epoch() -> Duration {

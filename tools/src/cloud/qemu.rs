@@ -1,50 +1,65 @@
 //! Starts one QEMU machine.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use super::image::NodeImage;
+use super::qmp::Qmp;
 use super::{Accelerator, AtPath, CloudError, Flavor, Result};
 
 /// QEMU's program.
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 /// The shell's port inside comparison nodes.
 const SHELL_PORT: u16 = 7071;
-/// How often to look whether something has happened that sends no event.
-const LOOK: Duration = Duration::from_millis(10);
-/// Other programs may take a free port between choosing and using it.
-const PORT_TRIES: usize = 10;
+/// How often a booting node is asked whether it answers.
+const LOOK: Duration = Duration::from_millis(50);
+/// QEMU closes its control channel a moment before it ends.
+const LAST_MOMENT: Duration = Duration::from_secs(2);
+/// Bounds the files that a machine writes, its console above all: `ulimit` counts 512 bytes,
+/// so this is 16 MiB. A write beyond fails; without the trap it would kill.
+const BOUNDED: &str = "trap '' XFSZ; ulimit -f 32768; exec \"$@\"";
 
 /// A machine to be started.
 pub(super) struct Machine<'a> {
     /// Its folder, which exists.
     pub(super) folder: &'a Path,
-    /// What it boots.
-    pub(super) image: &'a NodeImage,
-    /// More for dom0's kernel command line.
-    pub(super) linux_args: &'a str,
     /// Its size.
     pub(super) flavor: &'a Flavor,
     /// How its processors are run.
     pub(super) accelerator: Accelerator,
     /// File that is its memory.
     pub(super) memory: &'a Path,
-    /// Whether what it writes to memory goes to that file.
-    pub(super) share: bool,
-    /// Whether it waits for a template's devices instead of booting.
-    pub(super) incoming: bool,
     /// Whether it has a shell for test harnesses.
     pub(super) shell: bool,
+    /// Where it begins.
+    pub(super) begin: Begin<'a>,
+}
+
+/// Where a machine begins.
+pub(super) enum Begin<'a> {
+    /// With Xen's first instruction; what it writes to memory goes to the file.
+    Boot {
+        /// What it boots.
+        image: &'a NodeImage,
+        /// More for dom0's kernel command line.
+        linux_args: &'a str,
+    },
+    /// Where a template stopped; what it writes to memory is its own.
+    Clone,
 }
 
 /// A machine that runs.
 pub(super) struct Running {
     /// QEMU.
     pub(super) child: Child,
+    qmp: Qmp,
     folder: PathBuf,
     /// Port on 127.0.0.1 that reaches the daemon.
     pub(super) port: u16,
@@ -52,67 +67,84 @@ pub(super) struct Running {
     pub(super) shell_port: Option<u16>,
 }
 
+/// Where QEMU's program is.
+pub(super) fn find() -> Result<PathBuf> {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&paths).map(|path| path.join(QEMU)).find(|path| path.is_file());
+    found.ok_or_else(|| CloudError::NoQemu(io::ErrorKind::NotFound.into()))
+}
+
+/// The last part of a folder's path: the node's name.
+pub(super) fn name_of(folder: &Path) -> String {
+    folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 impl Machine<'_> {
-    /// Starts it; returns when its control socket is there.
+    /// Starts it; returns when QEMU takes commands.
     pub(super) fn start(&self) -> Result<Running> {
-        let mut last = None;
-        for _ in 0..PORT_TRIES {
-            let port = free_port(self.folder)?;
-            let shell_port = self.shell.then(|| free_port(self.folder)).transpose()?;
-            let mut running = Running { child: self.spawn(port, shell_port)?, folder: self.folder.into(), port, shell_port };
-            match running.wait_for_socket() {
-                Err(CloudError::MachineEnded { output, node }) if output.contains("host forwarding") => {
-                    last = Some(CloudError::MachineEnded { output, node });
-                }
-                Err(error) => return Err(error),
-                Ok(()) => return Ok(running),
-            }
+        let folder = self.folder.to_owned();
+        let (qmp, theirs) =
+            Qmp::pair(&name_of(&folder)).at("make a control channel for the machine in", &folder)?;
+        let child = self.spawn(theirs.into())?;
+        let mut running = Running { child, qmp, folder, port: 0, shell_port: None };
+        running.control(|qmp| qmp.greet())?;
+        // QEMU has chosen the ports itself, so nobody else can have taken them.
+        let table = running.execute("human-monitor-command", json!({ "command-line": "info usernet" }))?;
+        let port = |inside| forwarded(table.as_str().unwrap_or_default(), inside);
+        let none = || CloudError::Qmp {
+            node: name_of(self.folder),
+            command: "info usernet".into(),
+            answer: format!("no port reaches the node: {table}"),
+        };
+        running.port = port(fcap_api::DEFAULT_PORT).ok_or_else(none)?;
+        if self.shell {
+            running.shell_port = Some(port(SHELL_PORT).ok_or_else(none)?);
         }
-        Err(last.expect("at least one try was made"))
+        Ok(running)
     }
 
-    fn spawn(&self, port: u16, shell_port: Option<u16>) -> Result<Child> {
-        let Self { image, flavor, .. } = self;
-        let forward = |host: u16, guest: u16| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}");
-        let mut network = format!("user,id=net0{}", forward(port, fcap_api::DEFAULT_PORT));
-        if let Some(shell_port) = shell_port {
-            network += &forward(shell_port, SHELL_PORT);
+    fn spawn(&self, control: OwnedFd) -> Result<Child> {
+        let Self { folder, flavor, .. } = self;
+        let forward = |inside| format!(",hostfwd=tcp:127.0.0.1:0-:{inside}");
+        let mut network = format!("user,id=net0{}", forward(fcap_api::DEFAULT_PORT));
+        if self.shell {
+            network += &forward(SHELL_PORT);
         }
         let memory = format!(
             "memory-backend-file,id=ram,size={}M,mem-path={},share={},prealloc=off",
             flavor.memory_mib,
             comma(self.memory),
-            if self.share { "on" } else { "off" }
+            if matches!(self.begin, Begin::Boot { .. }) { "on" } else { "off" }
         );
-        // Paths in -initrd are separated by commas from the next module.
-        let modules = format!(
-            "{} {} {},{}",
-            comma(&image.vmlinuz),
-            image.linux_args.replace(',', ",,"),
-            self.linux_args.replace(',', ",,"),
-            comma(&image.initramfs)
-        );
-        let log = self.folder.join("qemu.log");
+        let log = folder.join("qemu.log");
         let log_file = File::create(&log).at("write", &log)?;
-        let mut command = Command::new(QEMU);
+        let mut command = match self.begin {
+            Begin::Boot { .. } => Command::new(QEMU),
+            Begin::Clone => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", BOUNDED, "sh", QEMU]);
+                shell
+            }
+        };
         command
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-name", "fcap"])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-name", "fcap", "-no-reboot"])
             .args(["-machine", "pc,memory-backend=ram", "-object", &memory])
             .args(["-m", &format!("{}M", flavor.memory_mib), "-smp", &flavor.cpus.to_string()])
             .args(self.accelerator.arguments())
-            .arg("-kernel")
-            .arg(&image.xen)
-            .args(["-append", &image.xen_args, "-initrd", &modules])
             .args(["-netdev", &network, "-device", "virtio-net-pci,netdev=net0,romfile="])
-            .args(["-serial", "file:console.log", "-qmp", "unix:qmp,server=on,wait=off"])
+            .args(["-serial", "file:console.log"])
+            .args(["-chardev", "socket,id=start,fd=0", "-mon", "chardev=start,mode=control"])
+            .args(["-qmp", "unix:qmp,server=on,wait=off"])
+            // Its folder's name on its command line is how a machine is found again.
             .arg("-pidfile")
-            .arg(self.folder.join("pid"));
-        if self.incoming {
-            command.args(["-incoming", "defer"]);
-        }
+            .arg(folder.join("pid"));
+        match &self.begin {
+            Begin::Boot { image, linux_args } => command.args(boot_arguments(image, linux_args)),
+            Begin::Clone => command.args(["-incoming", "defer"]),
+        };
         command
-            .current_dir(self.folder)
-            .stdin(Stdio::null())
+            .current_dir(folder)
+            .stdin(Stdio::from(control))
             .stdout(log_file.try_clone().at("write", &log)?)
             .stderr(log_file)
             // Ctrl-C is for fcap, not for the cloud.
@@ -122,9 +154,58 @@ impl Machine<'_> {
     }
 }
 
+/// What makes QEMU boot an image: Xen as a multiboot kernel, dom0's two files as its modules.
+pub(super) fn boot_arguments(image: &NodeImage, linux_args: &str) -> [String; 6] {
+    // A comma separates modules; one that belongs to a path or an argument is written twice.
+    let modules = format!(
+        "{} {} {},{}",
+        comma(&image.vmlinuz),
+        image.linux_args.replace(',', ",,"),
+        linux_args.replace(',', ",,"),
+        comma(&image.initramfs)
+    );
+    ["-kernel".into(), text(&image.xen), "-append".into(), image.xen_args.clone(), "-initrd".into(), modules]
+}
+
 impl Running {
-    fn node(&self) -> String {
-        self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    /// Runs one command of QEMU's control protocol.
+    pub(super) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        self.control(|qmp| qmp.execute(command, arguments))
+    }
+
+    /// Turns on what templates and clones need of QEMU's migration.
+    pub(super) fn prepare_migration(&mut self) -> Result<()> {
+        let capability = |name: &str| json!({ "capability": name, "state": true });
+        let both = [capability("events"), capability("x-ignore-shared")];
+        self.execute("migrate-set-capabilities", json!({ "capabilities": both })).map(drop)
+    }
+
+    /// Runs a migration command and waits until it has done its work.
+    pub(super) fn migrate(&mut self, command: &str, uri: String) -> Result<()> {
+        self.execute(command, json!({ "uri": uri }))?;
+        let end = self.control(|qmp| qmp.wait(&["MIGRATION completed", "MIGRATION failed"]))?;
+        if end == "MIGRATION completed" {
+            return Ok(());
+        }
+        self.check()?;
+        Err(CloudError::Qmp {
+            node: name_of(&self.folder),
+            command: command.into(),
+            answer: format!("it failed; {}", tail(&self.folder.join("qemu.log"))),
+        })
+    }
+
+    /// Speaks to QEMU; if that fails because QEMU has ended, says why it ended.
+    fn control<T>(&mut self, speak: impl FnOnce(&mut Qmp) -> Result<T>) -> Result<T> {
+        let result = speak(&mut self.qmp);
+        if result.is_err() {
+            let start = Instant::now();
+            while start.elapsed() < LAST_MOMENT {
+                self.check()?;
+                std::thread::sleep(LOOK);
+            }
+        }
+        result
     }
 
     /// Fails if QEMU has ended.
@@ -132,20 +213,14 @@ impl Running {
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
             return Ok(());
         }
-        Err(CloudError::MachineEnded { node: self.node(), output: tail(&self.folder.join("qemu.log")) })
+        Err(CloudError::MachineEnded {
+            node: name_of(&self.folder),
+            output: tail(&self.folder.join("qemu.log")),
+        })
     }
 
-    /// QEMU makes the socket when its arguments are right and its ports are its own.
-    fn wait_for_socket(&mut self) -> Result<()> {
-        while !self.folder.join("qmp").exists() || !self.folder.join("pid").exists() {
-            self.check()?;
-            std::thread::sleep(LOOK);
-        }
-        Ok(())
-    }
-
-    /// Waits until the daemon answers, and returns its version.
-    pub(super) fn wait_for_daemon(&mut self, limit: Duration) -> Result<fcap_api::Version> {
+    /// Waits until the daemon answers.
+    pub(super) fn wait_for_daemon(&mut self, limit: Duration) -> Result<()> {
         let start = Instant::now();
         // A forwarded port accepts at once and hangs until the node answers, so each try is short.
         let agent: ureq::Agent =
@@ -154,28 +229,41 @@ impl Running {
         while start.elapsed() < limit {
             self.check()?;
             let answer = agent.get(&url).call().and_then(|mut answer| answer.body_mut().read_to_vec());
-            if let Some(version) = answer.ok().and_then(|body| serde_json::from_slice(&body).ok()) {
-                return Ok(version);
+            if answer.is_ok_and(|body| serde_json::from_slice::<fcap_api::Version>(&body).is_ok()) {
+                return Ok(());
             }
             std::thread::sleep(LOOK);
         }
-        Err(CloudError::Silent {
-            node: self.node(),
+        Err(self.silent(limit))
+    }
+
+    /// The error that it does not answer.
+    pub(super) fn silent(&self, limit: Duration) -> CloudError {
+        CloudError::Silent {
+            node: name_of(&self.folder),
             seconds: limit.as_secs(),
             console: tail(&self.folder.join("console.log")),
-        })
+        }
     }
 }
 
-/// A port that is free now.
-fn free_port(folder: &Path) -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").at("find a free port for", folder)?;
-    Ok(listener.local_addr().at("find a free port for", folder)?.port())
+/// The port on this computer that reaches `inside`, in QEMU's table of its user network:
+/// protocol and state, descriptor, source address and port, destination address and port.
+fn forwarded(table: &str, inside: u16) -> Option<u16> {
+    table.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [kind, _, _, outer, _, inner, ..] = words[..] else { return None };
+        (kind.contains("HOST_FORWARD") && inner.parse() == Ok(inside)).then(|| outer.parse().ok())?
+    })
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 /// A path in an option of QEMU, where a comma is written twice.
 fn comma(path: &Path) -> String {
-    path.to_string_lossy().replace(',', ",,")
+    text(path).replace(',', ",,")
 }
 
 /// The last lines of a file, in one, fit for a terminal.
@@ -185,4 +273,42 @@ fn tail(path: &Path) -> String {
     let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let last = lines[lines.len().saturating_sub(3)..].join(" | ");
     last.chars().filter(|c| !c.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forwarded_ports_are_read_from_qemus_table() {
+        let table = "Hub -1 (net0):\r\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n\
+                     \x20 TCP[HOST_FORWARD]  13       127.0.0.1 36293       10.0.2.15  7070     0     0\r\n\
+                     \x20 TCP[HOST_FORWARD]  12       127.0.0.1 34915       10.0.2.15  7071     0     0\r\n";
+        assert_eq!(forwarded(table, 7070), Some(36293));
+        assert_eq!(forwarded(table, 7071), Some(34915));
+        assert_eq!(forwarded(table, 22), None);
+    }
+
+    #[test]
+    fn commas_do_not_end_an_option() {
+        let image = NodeImage {
+            xen: "/a/xen".into(),
+            vmlinuz: "/a,b/vmlinuz".into(),
+            initramfs: "/a,b/initramfs".into(),
+            xen_args: "dom0_mem=1,max:1".into(),
+            linux_args: "x=1,2".into(),
+            digest: String::new(),
+        };
+        let arguments = boot_arguments(&image, "t=3");
+        assert_eq!(arguments[5], "/a,,b/vmlinuz x=1,,2 t=3,/a,,b/initramfs");
+        assert_eq!(arguments[3], "dom0_mem=1,max:1");
+    }
+
+    #[test]
+    fn the_end_of_a_log_has_no_control_characters() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        fs::write(&path, "one\r\ntwo\n\n\x1b[31mthree\nfour\n").unwrap();
+        assert_eq!(tail(&path), "two | [31mthree | four");
+    }
 }

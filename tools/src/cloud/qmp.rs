@@ -1,19 +1,20 @@
-//! QEMU's control socket: JSON objects, one a line.
+//! QEMU's control channel: JSON objects, one a line.
+//!
+//! The channel of a start is a pair of sockets, one of which QEMU gets as its standard input:
+//! there is no path to wait for, and its end is QEMU's end.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::AsRawFd;
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{AtPath, CloudError, Result};
+use super::{CloudError, Result};
 
 /// Longest silence of QEMU that is not taken for its death.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A connection to a machine's control socket.
+/// One end of the channel.
 pub(super) struct Qmp {
     node: String,
     reader: BufReader<UnixStream>,
@@ -22,18 +23,17 @@ pub(super) struct Qmp {
 }
 
 impl Qmp {
-    /// Connects to the socket `qmp` in the machine's folder.
-    pub(super) fn connect(folder: &Path) -> Result<Self> {
-        let directory = std::fs::File::open(folder).at("open", folder)?;
-        // By way of a descriptor, since a socket's path may have only 107 bytes.
-        let path = format!("/proc/self/fd/{}/qmp", directory.as_raw_fd());
-        let stream = UnixStream::connect(path).at("connect to QEMU in", folder)?;
-        stream.set_read_timeout(Some(TIMEOUT)).at("connect to QEMU in", folder)?;
-        let node = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut qmp = Self { node, reader: BufReader::new(stream), events: Vec::new() };
-        qmp.read("greeting")?;
-        qmp.execute("qmp_capabilities", json!({}))?;
-        Ok(qmp)
+    /// Makes a channel; returns our end, and the one to give to QEMU.
+    pub(super) fn pair(node: &str) -> io::Result<(Self, UnixStream)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_read_timeout(Some(TIMEOUT))?;
+        Ok((Self { node: node.into(), reader: BufReader::new(ours), events: Vec::new() }, theirs))
+    }
+
+    /// Waits for QEMU's greeting, and for permission to give commands.
+    pub(super) fn greet(&mut self) -> Result<()> {
+        self.read("greeting")?;
+        self.execute("qmp_capabilities", json!({})).map(drop)
     }
 
     fn failed(&self, command: &str, answer: impl ToString) -> CloudError {
@@ -43,7 +43,7 @@ impl Qmp {
     fn read(&mut self, command: &str) -> Result<Value> {
         let mut line = String::new();
         match self.reader.read_line(&mut line) {
-            Ok(0) => Err(self.failed(command, "QEMU closed the connection")),
+            Ok(0) => Err(self.failed(command, "it closed the connection")),
             Ok(_) => serde_json::from_str(&line).map_err(|error| self.failed(command, error)),
             Err(error) => Err(self.failed(command, error)),
         }
@@ -56,9 +56,8 @@ impl Qmp {
         self.reader.get_mut().write_all(line.as_bytes()).map_err(|error| self.failed(command, error))?;
         loop {
             let mut answer = self.read(command)?;
-            if let Some(event) = answer["event"].as_str() {
-                let status = answer["data"]["status"].as_str().unwrap_or("");
-                self.events.push(format!("{event} {status}").trim_end().to_owned());
+            if let Some(event) = event(&answer) {
+                self.events.push(event);
             } else if answer.get("error").is_some() {
                 return Err(self.failed(command, &answer["error"]["desc"]));
             } else {
@@ -74,10 +73,40 @@ impl Qmp {
                 return Ok(self.events.remove(i));
             }
             let message = self.read("to go on")?;
-            if let Some(event) = message["event"].as_str() {
-                let status = message["data"]["status"].as_str().unwrap_or("");
-                self.events.push(format!("{event} {status}").trim_end().to_owned());
-            }
+            self.events.extend(event(&message));
         }
+    }
+}
+
+/// An event's name, and its status if it has one.
+fn event(message: &Value) -> Option<String> {
+    let event = message["event"].as_str()?;
+    let status = message["data"]["status"].as_str().unwrap_or("");
+    Some(format!("{event} {status}").trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_between_command_and_answer_are_kept() {
+        let (mut qmp, mut theirs) = Qmp::pair("n").unwrap();
+        let answers = [
+            r#"{"QMP": {}}"#,
+            r#"{"return": {}}"#,
+            r#"{"event": "STOP"}"#,
+            r#"{"event": "MIGRATION", "data": {"status": "completed"}}"#,
+            r#"{"return": 7}"#,
+            r#"{"error": {"desc": "no"}}"#,
+        ];
+        theirs.write_all((answers.join("\n") + "\n").as_bytes()).unwrap();
+        qmp.greet().unwrap();
+        assert_eq!(qmp.execute("seven", json!({})).unwrap(), 7);
+        assert_eq!(qmp.wait(&["MIGRATION failed", "MIGRATION completed"]).unwrap(), "MIGRATION completed");
+        assert!(qmp.execute("x", json!({})).unwrap_err().to_string().contains("no"));
+        drop(theirs);
+        assert!(qmp.wait(&["STOP"]).is_ok());
+        assert!(qmp.wait(&["STOP"]).unwrap_err().to_string().contains("closed"));
     }
 }

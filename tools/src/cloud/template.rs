@@ -7,17 +7,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::image::NodeImage;
-use super::qemu::{Machine, QEMU};
-use super::qmp::Qmp;
+use super::qemu::{self, Begin, Machine};
 use super::{
-    Accelerator, AtPath, CloudError, Flavor, Progress, Result, Variant, folders, make_private, process,
+    Accelerator, AtPath, Flavor, Progress, Result, Variant, folders, make_private, process, processor,
     random_hex, user_folder,
 };
 
@@ -25,6 +23,9 @@ use super::{
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// Templates that are kept, newest first; each takes some hundred MiB.
 const KEPT: usize = 6;
+
+/// Raised when machines are made differently from the same image.
+const FORMAT: u32 = 1;
 
 /// A booted node, to be cloned.
 pub(super) struct Template {
@@ -59,12 +60,12 @@ impl Template {
 pub(super) fn ensure(variant: Variant, flavor: &Flavor, progress: Progress<'_>) -> Result<Template> {
     let image = NodeImage::find(variant)?;
     let accelerator = Accelerator::choose(&image, progress)?;
-    let templates = user_folder("XDG_CACHE_HOME", ".cache")?.join("templates");
+    let templates = templates()?;
     make_private(&templates)?;
     let key = key(&image, flavor, accelerator)?;
     let folder = templates.join(&key);
     let template = Template { image, accelerator, shell: variant.has_shell(), folder };
-    discard_halves(&templates)?;
+    discard_halves()?;
     let lock_path = templates.join(format!("{key}.lock"));
     let lock = fs::File::create(&lock_path).at("open", &lock_path)?;
     lock.lock().at("lock", &lock_path)?;
@@ -83,12 +84,19 @@ pub(super) fn ensure(variant: Variant, flavor: &Flavor, progress: Progress<'_>) 
     Ok(template)
 }
 
-/// Names all that a template depends on.
+fn templates() -> Result<PathBuf> {
+    Ok(user_folder("XDG_CACHE_HOME", ".cache")?.join("templates"))
+}
+
+/// Names all that a template depends on: what it boots, what runs it, and the processor, whose
+/// clock Xen has measured.
 fn key(image: &NodeImage, flavor: &Flavor, accelerator: Accelerator) -> Result<String> {
-    let version = Command::new(QEMU).arg("--version").output().map_err(CloudError::NoQemu)?;
+    let qemu = qemu::find()?;
+    let meta = fs::metadata(&qemu).at("look at", &qemu)?;
     let mut hash = Sha256::new();
-    hash.update(&version.stdout);
-    hash.update(format!("{image:?} {flavor:?} {accelerator:?} {}", env!("CARGO_PKG_VERSION")));
+    hash.update(format!("{FORMAT} {} {flavor:?} {accelerator:?} {}", image.digest, processor()));
+    // Asking QEMU for its version would take longer than a clone.
+    hash.update(format!("{} {} {:?}", qemu.display(), meta.len(), meta.modified().ok()));
     let digest: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     Ok(format!("{}-{digest}", flavor.name))
 }
@@ -98,41 +106,27 @@ fn boot(template: &Template, flavor: &Flavor, folder: &Path) -> Result<()> {
     let token = random_hex(32)?;
     let machine = Machine {
         folder,
-        image: &template.image,
-        linux_args: &format!("fcap.token={token}"),
         flavor,
         accelerator: template.accelerator,
         memory: &folder.join("ram"),
-        share: true,
-        incoming: false,
         shell: template.shell,
+        begin: Begin::Boot { image: &template.image, linux_args: &format!("fcap.token={token}") },
     };
     let mut running = machine.start()?;
     running.wait_for_daemon(BOOT_LIMIT)?;
-    let mut qmp = Qmp::connect(folder)?;
-    let capability = |name: &str| json!({ "capability": name, "state": true });
-    qmp.execute(
-        "migrate-set-capabilities",
-        json!({ "capabilities": [capability("events"), capability("x-ignore-shared")] }),
-    )?;
+    running.prepare_migration()?;
     // Stopped first: a clone begins with a machine at rest, and is let go when it is ready.
-    qmp.execute("stop", json!({}))?;
-    qmp.execute("migrate", json!({ "uri": format!("exec:cat >{}", quoted(&folder.join("devices"))) }))?;
-    if qmp.wait(&["MIGRATION completed", "MIGRATION failed"])? == "MIGRATION failed" {
-        return Err(CloudError::Qmp {
-            node: "template".into(),
-            command: "migrate".into(),
-            answer: "saving its devices failed; is the disk full?".into(),
-        });
-    }
-    qmp.execute("quit", json!({}))?;
+    running.execute("stop", json!({}))?;
+    running.migrate("migrate", format!("exec:cat >{}", quoted(&folder.join("devices"))))?;
+    running.execute("quit", json!({}))?;
     running.child.wait().at("wait for QEMU in", folder)?;
     let token_file = folder.join("token");
     fs::write(&token_file, token).at("write", &token_file)
 }
 
 /// Removes what is left of boots that were killed: they no longer hold their lock.
-fn discard_halves(templates: &Path) -> Result<()> {
+pub(super) fn discard_halves() -> Result<()> {
+    let templates = &templates()?;
     for name in folders(templates)? {
         let Some(key) = name.strip_suffix(".half") else { continue };
         let path = templates.join(format!("{key}.lock"));
