@@ -122,7 +122,7 @@ fn print_backtrace(backtrace: &Backtrace) {
     }
 }
 
-/// Whether an end is being reported: a second failure then says no more.
+/// Whether an end is being reported already: a failure of that is not shown on the console.
 fn is_second() -> bool {
     static REPORTING: Single<Cell<bool>> = Single::new(Cell::new(false));
     REPORTING.replace(true)
@@ -139,13 +139,13 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         true => (EndKind::OutOfMemory, code::OUT_OF_MEMORY),
         false => (EndKind::Panicked, code::PANICKED),
     };
-    if is_second() {
-        end(kind, code)
-    }
     let backtrace = Backtrace::new(None, arch::frame_pointer());
+    if is_second() {
+        report(kind, code, &Message::new(format_args!("panicked while reporting a panic")), &backtrace)
+    }
     let message = if no_memory {
         console::print(format_args!("out of memory: {}\n", info.message()));
-        Message::new(format_args!("out of memory: {}", info.message()))
+        Message::new(format_args!("{}", info.message()))
     } else {
         console::print(format_args!("{info}\n"));
         Message::new(format_args!("{info}"))
@@ -156,11 +156,10 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 
 /// Ends the capsule after a processor exception at `rip`.
 pub(crate) fn fault(what: fmt::Arguments<'_>, rip: u64, frame: usize) -> ! {
-    if is_second() {
-        end(EndKind::Fault, code::FAULT)
-    }
     let backtrace = Backtrace::new(Some(rip), frame);
-    console::print(format_args!("{what}\n"));
-    print_backtrace(&backtrace);
+    if !is_second() {
+        console::print(format_args!("{what}\n"));
+        print_backtrace(&backtrace);
+    }
     report(EndKind::Fault, code::FAULT, &Message::new(what), &backtrace)
 }
