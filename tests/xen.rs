@@ -252,24 +252,29 @@ fn bad_images_are_refused_and_leave_nothing() {
     };
     let headers = usize::try_from(u64::from_le_bytes(good[32..40].try_into().unwrap())).unwrap();
     let load = (headers..).step_by(56).find(|&at| good[at..at + 4] == [1, 0, 0, 0]).unwrap();
-    let note = good.windows(8).position(|w| w == b"\x04\0\0\0\x08\0\0\0").unwrap() - 0;
+    // The descriptor of a note of eight bytes.
+    let note = |kind: u8| {
+        let head = [4, 0, 0, 0, 8, 0, 0, 0, kind, 0, 0, 0, b'X', b'e', b'n', 0];
+        good.windows(16).position(|window| window == head).unwrap() + 16
+    };
     let cases: &[(&str, Vec<u8>, &[&str])] = &[
         ("text", b"#!/bin/sh\necho no kernel\n".to_vec(), &["ELF"]),
         ("empty", Vec::new(), &["empty"]),
-        ("truncated", good[..good.len() / 2].to_vec(), &["truncated"]),
-        ("only-magic", good[..20].to_vec(), &["truncated"]),
+        ("truncated", good[..good.len() / 2].to_vec(), &["cut off"]),
+        ("only-magic", good[..20].to_vec(), &["cut off"]),
         ("thirty-two-bit", changed(&|b| b[4] = 1), &["32"]),
         ("shared-object", changed(&|b| b[16] = 3), &["static"]),
-        ("other-machine", changed(&|b| b[18] = 183), &["x86-64"]),
+        ("other-machine", changed(&|b| b[18] = 183), &["x86_64"]),
         ("no-notes", changed(&|b| {
             while let Some(at) = b.windows(4).position(|w| w == b"Xen\0") {
                 b[at] = b'Y';
             }
         }), &["Xen"]),
         ("overlong-segment", changed(&|b| u64_at(b, load + 40, 1 << 40)), &["segment"]),
+        ("entry-outside", changed(&|b| u64_at(b, note(1), 0xffff_ffff_9000_0000)), &["entry"]),
+        ("absurd-base", changed(&|b| u64_at(b, note(3), 0x1234_5678_9abc_def0)), &["VIRT_BASE"]),
         ("segment-outside-file", changed(&|b| u64_at(b, load + 8, 1 << 40)), &["segment"]),
     ];
-    let _ = note;
     t.leaves_nothing(|| {
         for (name, bytes, words) in cases {
             let file = folder.path().join(name);

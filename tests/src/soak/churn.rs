@@ -22,7 +22,7 @@ pub fn run(cycles: u32) -> anyhow::Result<()> {
             ..Default::default()
         };
         let capsule = api.create(&request).map_err(anyhow::Error::msg)?;
-        if i % 2 == 0 {
+        if i.is_multiple_of(2) {
             let end: fcap_api::End =
                 api.get(&format!("/v1/capsules/{}/wait", capsule.id)).map_err(anyhow::Error::msg)?;
             ensure!(end.exit_code == 0, "cycle {i}: {end:?}");
