@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -58,7 +59,8 @@ impl Accelerator {
             return Ok(known);
         }
         progress("trying whether /dev/kvm can run Xen");
-        let chosen = if runs_xen(Self::Kvm, image, TRIAL_LIMIT)? { Self::Kvm } else { Self::Tcg };
+        let chosen =
+            if runs_xen(&qemu::find()?, Self::Kvm, image, TRIAL_LIMIT)? { Self::Kvm } else { Self::Tcg };
         progress(match chosen {
             Self::Kvm => "it can: nodes run on hardware virtualization",
             Self::Tcg => "it cannot: nodes run in software emulation",
@@ -84,8 +86,8 @@ fn hardware_virtualization() -> bool {
 }
 
 /// Boots Xen, and looks for its word that it has started.
-fn runs_xen(accelerator: Accelerator, image: &NodeImage, limit: Duration) -> Result<bool> {
-    let mut child = Command::new(qemu::find()?)
+fn runs_xen(qemu: &Path, accelerator: Accelerator, image: &NodeImage, limit: Duration) -> Result<bool> {
+    let mut child = Command::new(qemu)
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .args(["-machine", "pc", "-m", "512M", "-serial", "stdio"])
         .args(accelerator.arguments())
@@ -107,4 +109,46 @@ fn runs_xen(accelerator: Accelerator, image: &NodeImage, limit: Duration) -> Res
     let _ = child.kill();
     let _ = child.wait();
     Ok(booted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Tries Xen with a script in QEMU's place.
+    fn trial(script: &str, limit: Duration) -> bool {
+        let dir = tempfile::tempdir().unwrap();
+        let qemu = dir.path().join("qemu");
+        fs::write(&qemu, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+        let image = NodeImage {
+            xen: "/xen".into(),
+            vmlinuz: "/vmlinuz".into(),
+            initramfs: "/initramfs".into(),
+            xen_args: String::new(),
+            linux_args: String::new(),
+            digest: "0".repeat(64),
+        };
+        runs_xen(&qemu, Accelerator::Kvm, &image, limit).unwrap()
+    }
+
+    #[test]
+    fn a_machine_that_reaches_dom0_is_good() {
+        assert!(trial("echo '(XEN) Dom0 has maximum 1 VCPUs'; exec sleep 100", Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_machine_that_ends_early_is_not() {
+        assert!(!trial("echo '(XEN) Xen version 4.17'; exit 1", Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_machine_that_stands_still_is_given_up() {
+        let start = Instant::now();
+        assert!(!trial("exec sleep 100", Duration::from_millis(100)));
+        assert!(start.elapsed() < Duration::from_secs(50));
+    }
 }

@@ -107,6 +107,6 @@ mod tests {
         assert!(qmp.execute("x", json!({})).unwrap_err().to_string().contains("no"));
         drop(theirs);
         assert!(qmp.wait(&["STOP"]).is_ok());
-        assert!(qmp.wait(&["STOP"]).unwrap_err().to_string().contains("closed"));
+        assert!(qmp.wait(&["STOP"]).is_err());
     }
 }
