@@ -24,7 +24,15 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
 
 /// Builds everything for use, in release form, with the node image in these variants.
 pub(crate) fn everything(variants: &[Variant]) -> Result<()> {
-    visibly(&mut cargo(&["build", "--locked", "--release", "--package", "fcap-tools", "--package", "fcap-manager"]))?;
+    visibly(&mut cargo(&[
+        "build",
+        "--locked",
+        "--release",
+        "--package",
+        "fcap-tools",
+        "--package",
+        "fcap-manager",
+    ]))?;
     applications()?;
     task_image::build(variants, &tree().join("target/release/fcapd"))
 }

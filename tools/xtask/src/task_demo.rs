@@ -48,15 +48,23 @@ fn show() -> Result<()> {
     let mut wordcount = fcap(&["run", "--rm", "-i", "target/capsule/wordcount"]);
     let answer = wordcount.stdin(File::open(&text)?).output().context("cannot run fcap")?;
     let wc = program(&["wc"]).stdin(File::open(&text)?).output().context("cannot run wc")?;
-    let words = |bytes: &[u8]| String::from_utf8_lossy(bytes).split_whitespace().map(String::from).collect::<Vec<_>>();
-    println!("fcap run -i wordcount < text: {:?}\nwc < text:                    {:?}", words(&answer.stdout), words(&wc.stdout));
+    let words = |bytes: &[u8]| {
+        String::from_utf8_lossy(bytes).split_whitespace().map(String::from).collect::<Vec<_>>()
+    };
+    println!(
+        "fcap run -i wordcount < text: {:?}\nwc < text:                    {:?}",
+        words(&answer.stdout),
+        words(&wc.stdout)
+    );
     ensure!(words(&answer.stdout) == words(&wc.stdout), "wordcount and wc disagree: {answer:?}");
 
     println!("\n# A program that stays, handled like a process.");
     visibly(&mut fcap(&["run", "-d", "--name", "ticker", "target/capsule/clock"]))?;
     visibly(&mut fcap(&["ps"]))?;
     // Three ticks, as they come.
-    visibly(program(&["sh", "-c", "target/release/fcap logs -f ticker | head -n 3"]).env("FCAP_CLOUD", CLOUD))?;
+    visibly(
+        program(&["sh", "-c", "target/release/fcap logs -f ticker | head -n 3"]).env("FCAP_CLOUD", CLOUD),
+    )?;
     visibly(&mut fcap(&["stats", "--no-stream"]))?;
     visibly(&mut fcap(&["stop", "ticker"]))?;
     visibly(&mut fcap(&["ps", "-a"]))?;

@@ -44,7 +44,10 @@ impl Tally {
         if failed > 0 {
             let lines: Vec<_> = done.output.lines().collect();
             println!("{}", lines[lines.len().saturating_sub(TAIL)..].join("\n"));
-            println!("the whole output is in {}", done.log.strip_prefix(tree()).unwrap_or(&done.log).display());
+            println!(
+                "the whole output is in {}",
+                done.log.strip_prefix(tree()).unwrap_or(&done.log).display()
+            );
         }
         Ok(failed == 0)
     }
@@ -66,7 +69,10 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
         "clippy",
         &mut cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
     )?;
-    t.suite("docs", cargo(&["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings"))?;
+    t.suite(
+        "docs",
+        cargo(&["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings"),
+    )?;
     // The end-to-end tests are for later, and the capsules' crates are linked by other rules.
     t.suite(
         "unit and property",
@@ -96,10 +102,25 @@ fn end_to_end(t: &mut Tally) -> Result<()> {
     }
     let built = t.suite(
         "build end-to-end",
-        &mut cargo(&["test", "--locked", "--release", "--package", "fcap-tests", "--no-run", "--bins", "--tests"]),
-    )? && t.suite("build tools of tests", &mut cargo(&["build", "--locked", "--release", "--package", "fcap-tests"]))?;
+        &mut cargo(&[
+            "test",
+            "--locked",
+            "--release",
+            "--package",
+            "fcap-tests",
+            "--no-run",
+            "--bins",
+            "--tests",
+        ]),
+    )? && t.suite(
+        "build tools of tests",
+        &mut cargo(&["build", "--locked", "--release", "--package", "fcap-tests"]),
+    )?;
     if built {
-        t.suite("end-to-end", &mut cargo(&["test", "--locked", "--release", "--package", "fcap-tests", "--no-fail-fast"]))?;
+        t.suite(
+            "end-to-end",
+            &mut cargo(&["test", "--locked", "--release", "--package", "fcap-tests", "--no-fail-fast"]),
+        )?;
         t.suite("soak restart", &mut program(&["target/release/fcap-soak", "restart", "--short"]))?;
         t.suite("soak churn", &mut program(&["target/release/fcap-soak", "churn", "--short"]))?;
     }
