@@ -29,7 +29,7 @@ use tokio::sync::Notify;
 
 use crate::capsule::config::{self, Config};
 use crate::capsule::console::Console;
-use crate::capsule::driver::{Begin, drive};
+use crate::capsule::driver::{Begin, Driver};
 use crate::capsule::end::without_epitaph;
 use crate::capsule::{Capsule, Command};
 use crate::clock::now_ms;
@@ -223,7 +223,8 @@ impl Daemon {
             table.names.insert(capsule.name(), capsule.id);
             table.capsules.insert(capsule.id, capsule.clone());
         }
-        tokio::spawn(drive(self.clone(), capsule, commands, begin));
+        let driver = Driver::new(self.clone(), capsule, begin).await;
+        tokio::spawn(driver.drive(commands));
         Ok(())
     }
 
@@ -331,7 +332,8 @@ impl Daemon {
             return Err(error);
         }
         self.event(&capsule, Action::Create, None);
-        tokio::spawn(drive(self.clone(), capsule.clone(), commands, Begin::Idle));
+        let driver = Driver::new(self.clone(), capsule.clone(), Begin::Idle).await;
+        tokio::spawn(driver.drive(commands));
         if start && let Err(error) = capsule.ask(Command::Start).await {
             let _ = capsule.ask(|reply| Command::Remove(true, reply)).await;
             return Err(error);

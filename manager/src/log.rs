@@ -389,6 +389,9 @@ impl Cursor {
             let Some(mut place) = self.place.take().or_else(|| self.log.look_up(self.position)) else {
                 break;
             };
+            if place.offset == 0 {
+                self.skip_to(place.position, &mut items);
+            }
             // Asked before reading: nothing is appended to a segment that has a successor.
             let next = self.log.successor(&place.segment);
             let bytes = place.segment.read(place.offset, HEAD + MAX_RECORD)?;
@@ -407,7 +410,6 @@ impl Cursor {
             self.place = Some(place);
             match next {
                 Next::Segment(segment) if at_end => {
-                    self.skip_to(segment.start, &mut items);
                     self.place = Some(Place { offset: 0, position: segment.start, segment });
                 }
                 Next::Lost(end) if at_end => {

@@ -173,9 +173,9 @@ impl Store {
                     });
                     capsules.push((saved, end));
                 }
-                Ok(_) => {
-                    tracing::warn!(path = %path.display(), "no capsule's directory, left alone");
-                }
+                // It was being made, and nobody was told of it.
+                Ok(None) if name.parse::<CapsuleId>().is_ok() => fs::remove_dir_all(&path)?,
+                Ok(_) => tracing::warn!(path = %path.display(), "no capsule's directory, left alone"),
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "a capsule's spec cannot be read")
                 }

@@ -34,44 +34,8 @@ pub enum Begin {
     Ended,
 }
 
-/// Drives `capsule` until it is removed.
-pub async fn drive(
-    daemon: Arc<Daemon>,
-    capsule: Arc<Capsule>,
-    mut commands: mpsc::UnboundedReceiver<Command>,
-    begin: Begin,
-) {
-    let mut driver = Driver {
-        daemon,
-        capsule,
-        domain: None,
-        started: Instant::now(),
-        due: None,
-        stopping: Vec::new(),
-        gone: false,
-    };
-    match begin {
-        Begin::Idle => {}
-        Begin::Running(domain, info) => driver.resume(domain, info).await,
-        Begin::Ended => driver.after_end(),
-    }
-    while !driver.gone {
-        let due = driver.due;
-        tokio::select! {
-            command = commands.recv() => match command {
-                Some(command) => driver.handle(command).await,
-                None => return,
-            },
-            () = tokio::time::sleep_until(due.map_or_else(Instant::now, |(at, _)| at)), if due.is_some() => {
-                driver.due = None;
-                driver.on_due(due.map(|(_, what)| what)).await;
-            }
-        }
-    }
-    // Requests that came too late get no answer, which says that the capsule is gone.
-}
-
-struct Driver {
+/// The one that changes a capsule's state.
+pub struct Driver {
     daemon: Arc<Daemon>,
     capsule: Arc<Capsule>,
     domain: Option<Arc<dyn Domain>>,
@@ -92,6 +56,44 @@ enum Due {
 }
 
 impl Driver {
+    /// Takes up `capsule` as it was found; its state is right once this is done.
+    pub async fn new(daemon: Arc<Daemon>, capsule: Arc<Capsule>, begin: Begin) -> Self {
+        let mut driver = Self {
+            daemon,
+            capsule,
+            domain: None,
+            started: Instant::now(),
+            due: None,
+            stopping: Vec::new(),
+            gone: false,
+        };
+        match begin {
+            Begin::Idle => {}
+            Begin::Running(domain, info) => driver.resume(domain, info).await,
+            Begin::Ended => driver.after_end(),
+        }
+        driver
+    }
+
+    /// Drives the capsule until it is removed.
+    pub async fn drive(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        while !self.gone {
+            let due = self.due;
+            let at = due.map_or_else(Instant::now, |(at, _)| at);
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.handle(command).await,
+                    None => return,
+                },
+                () = tokio::time::sleep_until(at), if due.is_some() => {
+                    self.due = None;
+                    self.on_due(due.map(|(_, what)| what)).await;
+                }
+            }
+        }
+        // Requests that came too late get no answer, which says that the capsule is gone.
+    }
+
     async fn handle(&mut self, command: Command) {
         match command {
             Command::Start(reply) => {

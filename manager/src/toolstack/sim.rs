@@ -240,6 +240,9 @@ impl State {
 
 impl Guest {
     fn run(&mut self) {
+        if !self.stop_asked && self.wake.is_some_and(|wake| wake > Instant::now()) {
+            return;
+        }
         self.wake = None;
         loop {
             let room = OUT_LEN - self.output.len();
@@ -288,12 +291,12 @@ impl Guest {
                     return;
                 }
                 Program::Tick(count, every) => {
-                    *count += 1;
-                    let line = format!("tick {count}\n");
+                    let line = format!("tick {}\n", *count + 1);
                     if line.len() <= room {
+                        *count += 1;
                         self.output.extend(line.bytes());
+                        self.wake = Some(Instant::now() + *every);
                     }
-                    self.wake = Some(Instant::now() + *every);
                     return;
                 }
                 Program::Sleep(time) => {
