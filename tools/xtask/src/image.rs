@@ -20,6 +20,8 @@ use list::{Item, List, Variant};
 use packages::{Cache, Files, Pin};
 use tree::Tree;
 
+use crate::task_setup;
+
 /// Raised when the builder makes different bytes of the same inputs.
 const BUILDER: u32 = 1;
 
@@ -187,7 +189,7 @@ fn unpack(inputs: &Inputs, list: &List, items: &[&Item], pins: &[Pin]) -> Result
         wanted.push((pin, paths));
     }
     let cache = Cache::open(inputs.cache.clone())?;
-    cache.fetch(&wanted.iter().map(|(pin, _)| *pin).collect::<Vec<_>>())?;
+    cache.fetch(&wanted.iter().map(|(pin, _)| *pin).collect::<Vec<_>>(), task_setup::refresh_lists)?;
     let mut unpacked = Vec::new();
     for (pin, paths) in wanted {
         unpacked.push((pin.key.clone(), cache.files(pin, &paths)?));

@@ -42,10 +42,16 @@ pub(crate) fn ensure_installed() -> Result<()> {
     }
     let args = ["install", "--yes", "--no-install-recommends"];
     if !apt_get(&args, &missing)? {
-        eprintln!("trying once more with fresh package lists");
-        ensure!(apt_get(&["update"], &[])?, "`apt-get update` failed");
+        refresh_lists()?;
         ensure!(apt_get(&args, &missing)?, "cannot install {}", missing.join(" "));
     }
+    Ok(())
+}
+
+/// Renews apt's lists of packages.
+pub(crate) fn refresh_lists() -> Result<()> {
+    eprintln!("trying once more with fresh package lists");
+    ensure!(apt_get(&["update"], &[])?, "`apt-get update` failed");
     Ok(())
 }
 

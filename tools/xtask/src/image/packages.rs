@@ -98,19 +98,22 @@ impl Cache {
         self.dir.join(format!("{}.deb", pin.sha256))
     }
 
-    /// Downloads those packages that are not here yet.
-    pub(crate) fn fetch(&self, pins: &[&Pin]) -> Result<()> {
+    /// Downloads those packages that are not here yet. `refresh` renews apt's lists, which may be
+    /// older than the pins.
+    pub(crate) fn fetch(&self, pins: &[&Pin], refresh: impl FnOnce() -> Result<()>) -> Result<()> {
         let missing: Vec<&&Pin> = pins.iter().filter(|pin| !self.deb(pin).exists()).collect();
         if missing.is_empty() {
             return Ok(());
         }
         let names: Vec<&str> = missing.iter().map(|pin| pin.name.as_str()).collect();
         eprintln!("  downloading {} packages: {}", names.len(), names.join(" "));
-        // All in one call first, which is quick; one by one only to say which one it was.
-        if self.download(&missing).is_err() {
-            for pin in &missing {
-                self.download(std::slice::from_ref(pin))?;
-            }
+        // All in one call, which is quick; one by one only to say which one it was.
+        if self.download(&missing).is_ok() {
+            return Ok(());
+        }
+        refresh()?;
+        for pin in &missing {
+            self.download(std::slice::from_ref(pin))?;
         }
         Ok(())
     }
@@ -137,8 +140,8 @@ impl Cache {
             .context("cannot run apt-get; the node image is made of Debian packages")?;
         ensure!(
             status.success(),
-            "{} {} cannot be downloaded. If the network works and `apt-get update` does not help, this \
-             version has left the archive: `cargo xtask image --update-lock` pins the present ones",
+            "{} {} cannot be downloaded. If the network works, this version has left the archive: \
+             `cargo xtask image --update-lock` pins the present ones",
             pins[0].name,
             pins[0].version,
         );
@@ -328,7 +331,7 @@ mod tests {
             version: "0.0.1-gone".into(),
             sha256: "0".repeat(64),
         };
-        let error = format!("{:#}", cache.fetch(&[&pin]).unwrap_err());
+        let error = format!("{:#}", cache.fetch(&[&pin], || Ok(())).unwrap_err());
         for word in ["busybox-static", "0.0.1-gone", "--update-lock"] {
             assert!(error.contains(word), "{error}");
         }
