@@ -43,6 +43,7 @@ pub const RUSTFLAGS: &[&str] = &[
     // not enabled, and would be wrong after a move to another host.
     "--cfg=chacha20_backend=\"soft\"",
     "--cfg=poly1305_backend=\"soft\"",
+    "--cfg=sha2_backend=\"soft\"",
     // Randomness comes from the library OS, not from a system call.
     "--cfg=getrandom_backend=\"custom\"",
 ];
