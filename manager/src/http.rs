@@ -26,7 +26,7 @@ use utoipa_axum::routes;
 
 use crate::daemon::Daemon;
 use crate::error::Error;
-pub use server::{serve_tcp, serve_unix};
+pub use server::{bind_unix, serve_tcp, serve_unix};
 
 /// Longest JSON body of a request.
 const MAX_JSON: usize = 1 << 20;

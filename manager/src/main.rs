@@ -88,13 +88,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     };
-    let unix = async {
-        let served = http::serve_unix(&args.socket, http::router(daemon.clone())).await;
-        served.with_context(|| format!("failed to serve on {}", args.socket.display()))
-    };
+    let listener = http::bind_unix(&args.socket)
+        .with_context(|| format!("failed to serve on {}", args.socket.display()))?;
+    let unix = http::serve_unix(listener, http::router(daemon.clone()));
     tokio::select! {
         result = tcp => result,
-        result = unix => result,
+        result = unix => Ok(result?),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }

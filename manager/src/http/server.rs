@@ -21,12 +21,12 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 /// buffered towards a client adds to what an attached client may be behind.
 const BUFFER: usize = 64 << 10;
 
-/// Serves everybody who connects to the Unix socket. A socket that an earlier daemon left is
-/// replaced; that there is no other daemon is the state directory's matter.
+/// Makes the Unix socket. One that an earlier daemon left is replaced; that there is no other
+/// daemon is the state directory's matter.
 ///
 /// # Errors
-/// When the socket cannot be made, or the system stops accepting connections.
-pub async fn serve_unix(path: &Path, router: Router) -> io::Result<()> {
+/// When it cannot be made.
+pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt;
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)?;
@@ -38,6 +38,14 @@ pub async fn serve_unix(path: &Path, router: Router) -> io::Result<()> {
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// Serves everybody who connects to the Unix socket.
+///
+/// # Errors
+/// When the system stops accepting connections.
+pub async fn serve_unix(listener: UnixListener, router: Router) -> io::Result<()> {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let permit = connections.clone().acquire_owned().await;
