@@ -119,11 +119,11 @@ impl Fleet {
                 Err(error) => failure = Some(error),
             }
         }
+        // A whole id or name goes before what only starts so, as on one node.
         let text = reference.as_str();
-        if found.len() > 1
-            && let Some(at) = found.iter().position(|(_, capsule)| capsule.id == text || capsule.name == text)
-        {
-            return Ok(found.swap_remove(at));
+        let is_whole = |capsule: &Capsule| capsule.id == text || capsule.name == text;
+        if found.iter().filter(|(_, capsule)| is_whole(capsule)).count() == 1 {
+            found.retain(|(_, capsule)| is_whole(capsule));
         }
         let reference = reference.clone();
         match (found.len(), failure) {

@@ -1,0 +1,9 @@
+//! Runs the built `fcap` as a user would, against daemons with a simulated hypervisor.
+
+mod attached;
+mod bad_input;
+mod fleet;
+mod lifecycle;
+mod looking;
+mod making;
+mod rig;
