@@ -80,11 +80,13 @@ pub(crate) fn power_off() -> ! {
 /// Also returns for other events of the domain when there is not exactly one port.
 pub(crate) fn poll(ports: &[Port], deadline_ns: Option<u64>) -> Result<(), Errno> {
     const { assert!(size_of::<Port>() == size_of::<u32>()) };
+    /// Some 146 years of system time: later is never.
+    const FAR_NS: u64 = 1 << 62;
     let mut argument = sched::Poll {
         ports: ports.as_ptr().expose_provenance() as u64,
         nr_ports: ports.len() as u32,
-        // 0 would mean no limit.
-        timeout_ns: deadline_ns.map_or(0, |deadline| deadline.max(1)),
+        // 0 means no limit, and what is negative as a signed number is over at once.
+        timeout_ns: deadline_ns.filter(|&deadline| deadline < FAR_NS).map_or(0, |deadline| deadline.max(1)),
     };
     call(nr::SCHED_OP, sched::POLL, &mut argument)
 }
