@@ -14,8 +14,8 @@ use core::{
 };
 use xen_proto::{
     console::{
-        HOST_EOF, HOST_FLAGS, HOST_STDIN, IN, IN_CONS, IN_LEN, IN_PROD, OUT, OUT_CONS, OUT_LEN, OUT_PROD,
-        STATUS, STATUS_MAGIC,
+        HOST_EOF, HOST_FLAGS, HOST_NO_STORE, HOST_STDIN, IN, IN_CONS, IN_LEN, IN_PROD, OUT, OUT_CONS,
+        OUT_LEN, OUT_PROD, STATUS, STATUS_MAGIC,
     },
     evtchn::Port,
     frame::Mfn,
@@ -173,6 +173,25 @@ fn input_ends(page: SharedPage) -> bool {
     }
     let flags = page.u32(HOST_FLAGS).load(Ordering::Acquire);
     flags & HOST_STDIN == 0 || flags & HOST_EOF != 0
+}
+
+/// Whether xenstored takes requests; it may be told of the capsule only when that runs.
+pub(crate) fn store_is_known() -> bool {
+    let page = page();
+    page.u64(STATUS).load(Ordering::Relaxed) != STATUS_MAGIC
+        || page.u32(HOST_FLAGS).load(Ordering::Acquire) & HOST_NO_STORE == 0
+}
+
+/// Waits until xenstored takes requests.
+pub(crate) async fn store_known() {
+    poll_fn(|cx| {
+        if store_is_known() {
+            return Poll::Ready(());
+        }
+        evtchn::wake_on(port(), cx.waker());
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Reads some bytes; 0 at the end of input, or if there is no room in `bytes`.

@@ -9,7 +9,7 @@
 
 mod ring;
 
-use crate::{evtchn::Port, single::Single, start, task};
+use crate::{console, evtchn::Port, single::Single, start, task};
 use alloc::{boxed::Box, collections::VecDeque, string::String, vec::Vec};
 use core::{
     cell::RefCell,
@@ -85,6 +85,8 @@ impl Client {
         // Beside what the tasks do by themselves: what arrives is looked at when it arrives.
         task::spawn(async {
             let port = Port::new(evtchn::Port(start::info().store_evtchn));
+            console::store_known().await;
+            with_client(Client::pump);
             loop {
                 port.wait().await;
                 with_client(Client::pump);
@@ -117,7 +119,8 @@ impl Client {
 
     /// Moves bytes in both directions, as far as they go.
     fn pump(&mut self) {
-        let mut moved = ring::send(&mut self.outgoing) > 0;
+        // What is sent before xenstored knows us is lost.
+        let mut moved = console::store_is_known() && ring::send(&mut self.outgoing) > 0;
         loop {
             let count = ring::receive(self.parser.wanted());
             if count == 0 {
@@ -132,7 +135,7 @@ impl Client {
             }
         }
         if moved {
-            // Fails while xenstored does not know us; it looks at the ring when it does.
+            // Fails under toolstacks that tell xenstored of us late; it looks at the ring then.
             let _ = crate::hypercall::notify(self.port);
         }
     }

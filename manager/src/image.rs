@@ -323,7 +323,8 @@ impl Notes {
             let why = format!("\"{}\" is not xen-3.0", version.escape_ascii());
             return Err(Error::BadNote { note: "XEN_VERSION", why });
         }
-        let starts = |text: &Option<Vec<u8>>, with: &[u8]| text.as_deref().is_some_and(|t| t.starts_with(with));
+        let starts =
+            |text: &Option<Vec<u8>>, with: &[u8]| text.as_deref().is_some_and(|t| t.starts_with(with));
         if !starts(&self.loader, b"generic") && !starts(&self.guest_os, b"linux") {
             return Err(Error::MissingNote("LOADER"));
         }

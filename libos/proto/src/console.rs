@@ -31,12 +31,16 @@ pub const OUT_PROD: usize = 3084;
 pub const STATUS: usize = 3584;
 /// "fcapcon1" in memory order.
 pub const STATUS_MAGIC: u64 = u64::from_le_bytes(*b"fcapcon1");
-/// `u32`: bits for the guest, written by the host: [`HOST_STDIN`], [`HOST_EOF`].
+/// `u32`: bits for the guest, written by the host: [`HOST_STDIN`], [`HOST_EOF`], [`HOST_NO_STORE`].
 pub const HOST_FLAGS: usize = 3592;
 /// The host will send standard input. Without it, reading yields end of file at once.
 pub const HOST_STDIN: u32 = 1;
 /// The host has closed standard input: once the ring is empty, it is at its end.
 pub const HOST_EOF: u32 = 2;
+/// xenstored does not know the capsule yet, so that what is put into its ring is lost: it
+/// empties the ring when it is told of the capsule. The bit is cleared then, with an event.
+/// This keeps xenstored out of the way of a capsule that starts.
+pub const HOST_NO_STORE: u32 = 4;
 /// `u32`: an [`EndKind`], written last by the guest, before it shuts down; 0 until then.
 pub const END_KIND: usize = 3596;
 /// `i32`: the exit code.

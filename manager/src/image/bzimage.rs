@@ -38,7 +38,8 @@ pub(super) fn unpack(payload: &[u8]) -> Result<Vec<u8>, Error> {
         [0x7f, b'E', b'L', b'F', ..] => Box::new(payload),
         _ => {
             return Err(Error::Unpack(
-                "only xz and gzip are known here; use a kernel packed with one of them, or its vmlinux".into(),
+                "only xz and gzip are known here; use a kernel packed with one of them, or its vmlinux"
+                    .into(),
             ));
         }
     };

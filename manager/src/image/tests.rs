@@ -220,7 +220,8 @@ fn a_program_of_the_host_is_refused() {
 #[test]
 fn notes_that_lie_are_refused() {
     let lie = |kind, value: u64| Builder::default().note(kind, &value.to_le_bytes()).error();
-    for base in [1, BASE + 1, 0xffff_ffff_f000_0000, 0x8000_0000_0000, 0xffff_8000_0000_0000, 0x7fff_f000_0000]
+    for base in
+        [1, BASE + 1, 0xffff_ffff_f000_0000, 0x8000_0000_0000, 0xffff_8000_0000_0000, 0x7fff_f000_0000]
     {
         assert_eq!(bad_note(&lie(elfnote::VIRT_BASE, base)), Some("VIRT_BASE"), "{base:#x}");
     }
@@ -234,9 +235,11 @@ fn notes_that_lie_are_refused() {
     assert_eq!(bad_note(&version), Some("XEN_VERSION"));
     let number = Builder::default().note(elfnote::VIRT_BASE, b"12345").error();
     assert_eq!(bad_note(&number), Some("VIRT_BASE"));
-    for (kind, name) in
-        [(elfnote::XEN_VERSION, "XEN_VERSION"), (elfnote::LOADER, "LOADER"), (elfnote::VIRT_BASE, "VIRT_BASE")]
-    {
+    for (kind, name) in [
+        (elfnote::XEN_VERSION, "XEN_VERSION"),
+        (elfnote::LOADER, "LOADER"),
+        (elfnote::VIRT_BASE, "VIRT_BASE"),
+    ] {
         assert_eq!(Builder::default().without(kind).error(), Error::MissingNote(name));
     }
 }

@@ -4,30 +4,37 @@
 //! finished. What the daemon holds of a domain ([`Held`]: its console page and port) is given
 //! up before the domain is destroyed, or it would stay as a zombie.
 //!
-//! A later daemon finds a domain's console through the `fcap` node that the builder leaves in
-//! the domain's part of xenstore. It is written before the domain can run; a domain without
-//! it, or one that has never run, is half built.
+//! xenstored learns of a capsule only some time after it has begun to run ([`registrar`]),
+//! because nobody needs it for the capsule's first output, and it is slow.
+//!
+//! A later daemon finds a domain's console through the domain's grant table, whose first
+//! entries are the toolstack's, and sees by its flags whether xenstored knows it. A domain that
+//! has never run is half built.
 
 mod pool;
+mod registrar;
 
 use std::{
     any::Any,
     io,
     path::Path,
-    sync::{Arc, Mutex, OnceLock, RwLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, Weak},
 };
 
 use fcap_api::ImageKind;
-use xen_proto::xenstore::Request;
+use xen_proto::{
+    console::{HOST_EOF, HOST_NO_STORE, HOST_STDIN},
+    xenstore::Request,
+};
 
 use super::{
-    Domain, DomainInfo, DomainSpec, Epitaph, Error, Event, EventSink, Host, Image, Result, Shutdown, Toolstack,
-    Uuid,
+    Domain, DomainInfo, DomainSpec, Epitaph, Error, Event, EventSink, Host, Image, Result, Shutdown,
+    Toolstack, Uuid,
 };
 use crate::{
     image,
     xen::{
-        builder::{self, Built, Plan, Record, Steps, failed, kib, store_failed},
+        builder::{self, Built, CONSOLE_PORT, Plan, Registration, Steps, failed, kib, store_failed},
         console::Console,
         events::{Events, Port},
         layout::Layout,
@@ -36,6 +43,7 @@ use crate::{
     },
 };
 use pool::Pool;
+use registrar::Registrar;
 
 /// Handle of domains that belong to nobody yet: those in the pool, and one to try things with.
 /// A daemon that finds some at its start removes them.
@@ -54,6 +62,9 @@ pub struct Xen {
 struct Shared {
     host: builder::Host,
     events: Events,
+    registrar: Registrar,
+    /// For ends of domains that xenstored does not tell of.
+    sink: EventSink,
     /// "Xen 4.17.7".
     version: String,
     /// Whether the hypervisor can track dirty pages; found out when first asked.
@@ -67,17 +78,20 @@ impl Xen {
     /// If this is no dom0 of Xen, or xenstored does not run.
     pub fn new(sink: EventSink) -> Result<Self> {
         let host = builder::Host::open()?;
-        let events =
-            Events::start(sink.clone()).map_err(|error| failed("opening /dev/xen/evtchn", error))?;
-        let version = host.hypercalls.version().map_err(|error| failed("asking Xen for its version", error))?;
+        let events = Events::start(sink.clone()).map_err(|error| failed("opening /dev/xen/evtchn", error))?;
+        let version =
+            host.hypercalls.version().map_err(|error| failed("asking Xen for its version", error))?;
         for domain in list(&host)?.iter().filter(|domain| domain.handle == SPARE && !domain.is_dying()) {
             builder::remove(&host, domain.domid)?;
         }
-        xenstore::watch(Path::new(xenstore::SOCKET), "@releaseDomain", move || sink(Event::Domains))
+        let ended = sink.clone();
+        xenstore::watch(Path::new(xenstore::SOCKET), "@releaseDomain", move || ended(Event::Domains))
             .map_err(store_failed)?;
         let version = format!("Xen {version}");
-        let shared = Arc::new(Shared { host, events, version, log_dirty: OnceLock::new() });
-        let pool = Pool::start(shared.clone()).map_err(|error| failed("start of a thread", error))?;
+        let thread = |error| failed("start of a thread", error);
+        let registrar = Registrar::start().map_err(thread)?;
+        let shared = Arc::new(Shared { host, events, registrar, sink, version, log_dirty: OnceLock::new() });
+        let pool = Pool::start(shared.clone()).map_err(thread)?;
         Ok(Self { shared, pool })
     }
 }
@@ -180,7 +194,7 @@ impl Toolstack for Xen {
             Err(Error::NoRoom(_)) if self.pool.drain() > 0 => create(&self.shared, spec)?,
             other => other?,
         };
-        Ok(Arc::new(domain))
+        Ok(domain)
     }
 
     fn domains(&self) -> Result<Vec<DomainInfo>> {
@@ -191,26 +205,24 @@ impl Toolstack for Xen {
     fn adopt(&self, domid: u32) -> Result<Arc<dyn Domain>> {
         let host = &self.shared.host;
         let failed = |error| failed(format!("adoption of domain {domid}"), error);
-        let half_built = || failed(io::Error::other("it is only half built"));
         let domain = host.hypercalls.domain(domid).map_err(failed)?;
         let domain = domain.filter(|domain| !domain.is_dying()).ok_or(Error::Gone)?;
         // Its maker was killed before it let it run, and nobody knows how far it had come.
         if domain.is_paused() && domain.cpu_time_ns == 0 && domain.shutdown().is_none() {
-            return Err(half_built());
+            return Err(failed(io::Error::other("it is only half built")));
         }
-        let node = format!("{}/{}", builder::home(domid), Record::NODE);
-        let record = match host.store.request(Request::Read(&node)) {
-            Ok(record) => record,
-            Err(xenstore::Error::Refused { source: xen_proto::xenstore::Error::NotFound, .. }) => {
-                return Err(half_built());
-            }
-            Err(error) => return Err(store_failed(error)),
-        };
-        let record = Record::parse(&record).ok_or_else(half_built)?;
-        let page = host.foreign.map(domid, &[record.console]).map_err(failed)?;
-        let console = Console::adopt(page);
-        let port = self.shared.events.bind(domid, record.console_port).map_err(failed)?;
-        Ok(Arc::new(XenDomain::new(&self.shared, domid, domain.handle, Held { port, console }, Vec::new())))
+        let [console, store_mfn] = builder::pages_for_dom0(host, domid).map_err(failed)?;
+        let console = Console::adopt(host.foreign.map(domid, &[console]).map_err(failed)?);
+        let port = self.shared.events.bind(domid, CONSOLE_PORT).map_err(failed)?;
+        let late = (console.flags() & HOST_NO_STORE != 0).then(|| {
+            // The daemon that knew the name has gone; the handle is the next best.
+            let name = domain.handle.iter().map(|byte| format!("{byte:02x}")).collect();
+            Late::Introduce(Registration { name, store_mfn, machine: None })
+        });
+        let held = Held { port, console };
+        let domain = XenDomain::new(&self.shared, domid, domain.handle, held, late, Vec::new());
+        self.shared.registrar.soon(&domain);
+        Ok(domain)
     }
 
     fn destroy(&self, domid: u32) -> Result<()> {
@@ -230,7 +242,8 @@ impl Toolstack for Xen {
 /// Tries on an empty domain whether the hypervisor can track dirty pages.
 fn log_dirty(host: &builder::Host) -> bool {
     let Ok(domid) = host.hypercalls.create_domain(SPARE, 1, 1) else { return false };
-    let can = host.hypercalls.set_max_vcpus(domid, 1).is_ok() && host.hypercalls.enable_log_dirty(domid).is_ok();
+    let can =
+        host.hypercalls.set_max_vcpus(domid, 1).is_ok() && host.hypercalls.enable_log_dirty(domid).is_ok();
     if let Err(error) = host.hypercalls.destroy(domid) {
         tracing::error!(domid, %error, "a domain made to try something stays behind");
     }
@@ -244,12 +257,12 @@ struct Held {
 }
 
 /// Takes the console of a domain that was just built.
-fn hold(shared: &Shared, built: &Built, stdin: bool) -> Result<Held> {
+fn hold(shared: &Shared, built: &Built, flags: u32) -> Result<Held> {
     let page = built.map(&shared.host, built.layout.console..built.layout.console + 1)?;
-    let console = Console::new(page, stdin);
+    let console = Console::new(page, flags);
     let port = shared
         .events
-        .bind(built.domid, built.console_port)
+        .bind(built.domid, CONSOLE_PORT)
         .map_err(|error| failed("binding of the console's event channel", error))?;
     Ok(Held { port, console })
 }
@@ -259,7 +272,7 @@ fn pages(memory_kib: u64) -> u64 {
 }
 
 /// Builds a domain from nothing.
-fn create(shared: &Arc<Shared>, spec: &DomainSpec) -> Result<XenDomain> {
+fn create(shared: &Arc<Shared>, spec: &DomainSpec) -> Result<Arc<XenDomain>> {
     let image = xen_image(&*spec.image)?;
     let kernel = image.image.kernel.as_ref().ok_or_else(no_kernel)?;
     let module = spec.module.as_deref().unwrap_or(&[]);
@@ -274,8 +287,13 @@ fn create(shared: &Arc<Shared>, spec: &DomainSpec) -> Result<XenDomain> {
         vcpus: spec.vcpus,
     };
     let mut steps = Steps::start();
-    let built = builder::build(&shared.host, &plan, &spec.name, &mut steps)?;
-    let domain = finish(shared, &built, spec, &mut steps);
+    let built = builder::build(&shared.host, &plan, &mut steps)?;
+    let registration = Registration {
+        name: spec.name.clone(),
+        store_mfn: built.p2m[built.layout.store as usize],
+        machine: (!kernel.is_capsule).then_some((spec.memory_kib, spec.vcpus)),
+    };
+    let domain = finish(shared, &built, spec, registration, &mut steps);
     if domain.is_err()
         && let Err(error) = builder::remove(&shared.host, built.domid)
     {
@@ -291,14 +309,30 @@ fn no_kernel() -> Error {
     )
 }
 
-/// The last steps: what the daemon holds of it, and its scheduling.
-fn finish(shared: &Arc<Shared>, built: &Built, spec: &DomainSpec, steps: &mut Steps) -> Result<XenDomain> {
-    let held = hold(shared, built, spec.stdin)?;
+/// The last steps: what the daemon holds of it, its scheduling, and xenstore if it has to be.
+fn finish(
+    shared: &Arc<Shared>,
+    built: &Built,
+    spec: &DomainSpec,
+    registration: Registration,
+    steps: &mut Steps,
+) -> Result<Arc<XenDomain>> {
+    let stdin = if spec.stdin { HOST_STDIN } else { 0 };
+    // Our library OS waits for xenstored; others take it for granted.
+    let is_capsule = registration.machine.is_none();
+    let (flags, late) = if is_capsule {
+        (stdin | HOST_NO_STORE, Some(Late::Introduce(registration)))
+    } else {
+        builder::register(&shared.host, built.domid, &registration)?;
+        steps.end("register");
+        (stdin, None)
+    };
+    let held = hold(shared, built, flags)?;
     steps.end("console");
     set_scheduling(shared, built.domid, spec.cpu_cap, spec.weight)?;
     steps.end("schedule");
     tracing::debug!(domid = built.domid, steps = ?steps.list(), "built a domain");
-    Ok(XenDomain::new(shared, built.domid, spec.uuid, held, steps.list()))
+    Ok(XenDomain::new(shared, built.domid, spec.uuid, held, late, steps.list()))
 }
 
 /// Sets cap and weight where they are not Xen's defaults for a new domain.
@@ -329,9 +363,19 @@ struct XenDomain {
     /// `None` once it is destroyed.
     held: RwLock<Option<Held>>,
     steps: Vec<(&'static str, u64)>,
-    /// A name that xenstore does not have yet: it is written only when the domain runs, because
-    /// nobody waits for it.
-    new_name: Mutex<Option<String>>,
+    /// What xenstored is told when the domain runs.
+    late: Mutex<Option<Late>>,
+    /// Itself, for the registrar.
+    this: Weak<Self>,
+}
+
+/// What xenstored does not know of a domain yet.
+#[derive(Debug)]
+enum Late {
+    /// That it is there.
+    Introduce(Registration),
+    /// Its name.
+    Name(String),
 }
 
 /// Whose a domain's number is.
@@ -348,10 +392,52 @@ impl XenDomain {
         domid: u32,
         uuid: Uuid,
         held: Held,
+        late: Option<Late>,
         steps: Vec<(&'static str, u64)>,
-    ) -> Self {
-        let held = RwLock::new(Some(held));
-        Self { shared: shared.clone(), domid, uuid, held, steps, new_name: Mutex::new(None) }
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            shared: shared.clone(),
+            domid,
+            uuid,
+            held: RwLock::new(Some(held)),
+            steps,
+            late: Mutex::new(late),
+            this: this.clone(),
+        })
+    }
+
+    fn late(&self) -> MutexGuard<'_, Option<Late>> {
+        self.late.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Tells xenstored what it does not know yet.
+    fn register(&self) -> Result<()> {
+        // Held to the end: whoever finds nothing to be late finds xenstored informed.
+        let mut late = self.late();
+        match late.take() {
+            None => return Ok(()),
+            Some(Late::Name(name)) => return self.write("name", &name),
+            Some(Late::Introduce(registration)) => {
+                let look = self.shared.host.hypercalls.domain(self.domid);
+                let domain = look.map_err(|error| failed("looking for a domain", error))?;
+                if domain.is_some_and(|domain| domain.handle == self.uuid && domain.shutdown().is_none()) {
+                    if let Err(error) = builder::register(&self.shared.host, self.domid, &registration) {
+                        *late = Some(Late::Introduce(registration));
+                        return Err(error);
+                    }
+                    self.with(|held| {
+                        held.console.change_flags(0, HOST_NO_STORE);
+                        self.notify(held)
+                    })?;
+                } else {
+                    // Ended already; its keys would only have to be removed again.
+                    *late = Some(Late::Introduce(registration));
+                }
+            }
+        }
+        // Of an end before this xenstored has not told.
+        (self.shared.sink)(Event::Domains);
+        Ok(())
     }
 
     /// Shows what is held of the domain to `look`.
@@ -397,12 +483,8 @@ impl Domain for XenDomain {
     fn unpause(&self) -> Result<()> {
         let hypercalls = &self.shared.host.hypercalls;
         hypercalls.unpause(self.domid).map_err(|error| failed("unpausing of the domain", error))?;
-        let name = self.new_name.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        if let Some(name) = name
-            && let Err(error) = self.rename(&name)
-        {
-            // Only people who look with other tools miss it.
-            tracing::warn!(domid = self.domid, %error, "the domain's name is not in xenstore");
+        if let Some(this) = self.this.upgrade() {
+            self.shared.registrar.soon(&this);
         }
         Ok(())
     }
@@ -413,6 +495,7 @@ impl Domain for XenDomain {
     }
 
     fn request_stop(&self) -> Result<()> {
+        self.register()?;
         self.write("control/shutdown", "poweroff")
     }
 
@@ -421,15 +504,23 @@ impl Domain for XenDomain {
     }
 
     fn rename(&self, name: &str) -> Result<()> {
-        self.write("name", name)
+        match &mut *self.late() {
+            Some(Late::Introduce(Registration { name: late, .. }) | Late::Name(late)) => *late = name.into(),
+            None => return self.write("name", name),
+        }
+        Ok(())
     }
 
     fn destroy(&self) -> Result<()> {
+        let late = self.late().take();
         let mut held = self.held.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         *held = None;
         match self.look()? {
             Number::Reused => Ok(()),
-            // Somebody else has destroyed it; its keys may still be there.
+            Number::Ours if matches!(late, Some(Late::Introduce(_))) => {
+                builder::remove_unknown(&self.shared.host, self.domid)
+            }
+            // Somebody else may have destroyed it; its keys are still there.
             Number::Free | Number::Ours => builder::remove(&self.shared.host, self.domid),
         }
     }
@@ -460,7 +551,7 @@ impl Domain for XenDomain {
 
     fn close_input(&self) -> Result<()> {
         self.with(|held| {
-            held.console.close_input();
+            held.console.change_flags(HOST_EOF, 0);
             self.notify(held)
         })
     }

@@ -6,20 +6,14 @@
 //! map         those pages that get content, mapped into fcapd
 //! fill        kernel, boot module, p2m list, start info, page tables, shared info, grants
 //! start       page tables handed to Xen, first state of the vCPU
-//! register    the xenstore keys, and xenstored's end of the guest's ring
-//! console     our end of the console page
 //! ```
 //!
-//! The domain stays paused. Whatever step fails, [`Unfinished`] removes what was made so far:
+//! The domain stays paused. [`register`] makes it known to xenstored: for a capsule only once
+//! it runs, because xenstored takes longer for that than everything else does together.
+//! Whatever step fails, [`Unfinished`] removes what was made so far:
 //! mappings first, because a mapped page keeps the domain as a zombie.
 
-use std::{
-    io,
-    mem::offset_of,
-    path::Path,
-    sync::Arc,
-    time::Instant,
-};
+use std::{io, mem::offset_of, path::Path, sync::Arc, time::Instant};
 
 use xen_proto::{
     DomId,
@@ -41,6 +35,10 @@ use crate::{
 
 /// Xen's largest extents that a domain gets: 2 MiB.
 const MAX_ORDER: u32 = 9;
+/// Ports of a new domain, in the order of their making.
+pub const STORE_PORT: u32 = 1;
+/// See [`STORE_PORT`].
+pub const CONSOLE_PORT: u32 = 2;
 /// Memory that Xen itself needs for a domain (structures, vCPU, grant table).
 const OVERHEAD_PAGES: u64 = 64;
 /// Memory that is never given away, so that Xen can still serve the domains that run.
@@ -74,9 +72,9 @@ impl Host {
 pub fn failed(call: impl Into<String>, source: io::Error) -> Error {
     let call = call.into();
     match source.raw_os_error() {
-        Some(libc::ENOMEM) => Error::NoRoom(format!(
-            "{call} found no memory; stop other capsules, or use a larger node"
-        )),
+        Some(libc::ENOMEM) => {
+            Error::NoRoom(format!("{call} found no memory; stop other capsules, or use a larger node"))
+        }
         Some(libc::ENOSPC) => {
             Error::NoRoom(format!("{call} found no free entry in a table of Xen; stop other capsules"))
         }
@@ -89,9 +87,9 @@ pub fn failed(call: impl Into<String>, source: io::Error) -> Error {
 pub fn store_failed(error: xenstore::Error) -> Error {
     use xen_proto::xenstore::Error as Refusal;
     match &error {
-        xenstore::Error::Refused { source: Refusal::Quota | Refusal::OutOfMemory, .. } => Error::NoRoom(
-            "xenstored's quota is used up; remove capsules, or raise its limits".into(),
-        ),
+        xenstore::Error::Refused { source: Refusal::Quota | Refusal::OutOfMemory, .. } => {
+            Error::NoRoom("xenstored's quota is used up; remove capsules, or raise its limits".into())
+        }
         _ => Error::Failed { call: "request to xenstored".into(), source: io::Error::other(error) },
     }
 }
@@ -167,25 +165,33 @@ impl Unfinished<'_> {
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         if !self.finished
-            && let Err(error) = remove(self.host, self.domid)
+            && let Err(error) = remove_unknown(self.host, self.domid)
         {
             tracing::error!(domid = self.domid, %error, "half-built domain stays behind");
         }
     }
 }
 
-/// Ends a domain and removes its xenstore keys. It may be gone already.
+/// Ends a domain of which xenstored was never told. It may be gone already.
+///
+/// # Errors
+/// If Xen fails.
+pub fn remove_unknown(host: &Host, domid: u32) -> Result<()> {
+    match host.hypercalls.destroy(domid) {
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+            Err(failed(format!("destruction of domain {domid}"), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ends a domain and removes its xenstore keys. Any of them may be gone already.
 ///
 /// # Errors
 /// If Xen or xenstored fails.
 pub fn remove(host: &Host, domid: u32) -> Result<()> {
-    match host.hypercalls.destroy(domid) {
-        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
-            return Err(failed(format!("destruction of domain {domid}"), error));
-        }
-        _ => {}
-    }
     use xen_proto::xenstore::Error as Refusal;
+    remove_unknown(host, domid)?;
     match host.store.request(Request::Rm(&home(domid))) {
         Ok(_) | Err(xenstore::Error::Refused { source: Refusal::NotFound, .. }) => Ok(()),
         Err(error) => Err(store_failed(error)),
@@ -206,8 +212,6 @@ pub struct Built {
     pub layout: Layout,
     /// Machine frames of its pages.
     pub p2m: Vec<u64>,
-    /// Its console port.
-    pub console_port: u32,
 }
 
 impl Built {
@@ -221,11 +225,11 @@ impl Built {
     }
 }
 
-/// Builds a domain and makes it known to xenstored under `name`.
+/// Builds a domain.
 ///
 /// # Errors
 /// If the plan makes no sense, or the machine has no room. Nothing is left behind then.
-pub fn build(host: &Host, plan: &Plan<'_>, name: &str, steps: &mut Steps) -> Result<Built> {
+pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
     let layout = Layout::new(plan.kernel, plan.module_pages, plan.nr_pages).map_err(|error| match error {
         layout::Error::TooSmall(pages) => {
             Error::NotEnoughMemory { needed_kib: kib(pages), given_kib: kib(plan.nr_pages) }
@@ -260,8 +264,12 @@ pub fn build(host: &Host, plan: &Plan<'_>, name: &str, steps: &mut Steps) -> Res
     hypercalls.set_max_vcpus(domid, plan.vcpus).map_err(create)?;
     hypercalls.set_max_memory(domid, kib(plan.nr_pages)).map_err(create)?;
     hypercalls.set_native_tsc(domid).map_err(create)?;
-    let store_port = hypercalls.alloc_unbound_port(domid).map_err(create)?;
-    let console_port = hypercalls.alloc_unbound_port(domid).map_err(create)?;
+    for expected in [STORE_PORT, CONSOLE_PORT] {
+        let port = hypercalls.alloc_unbound_port(domid).map_err(create)?;
+        if port != expected {
+            return Err(create(io::Error::other(format!("its port is {port} instead of {expected}"))));
+        }
+    }
     steps.end("create");
 
     let p2m = populate(hypercalls, domid, plan.nr_pages)?;
@@ -274,15 +282,12 @@ pub fn build(host: &Host, plan: &Plan<'_>, name: &str, steps: &mut Steps) -> Res
     let first = layout.kernel.start;
     let mut frames = p2m[first as usize..layout.stack as usize].to_vec();
     frames.extend([shared_info, grants]);
-    let mapping = host
-        .foreign
-        .map(domid, &frames)
-        .map_err(|error| failed("mapping of the domain's memory", error))?;
+    let mapping =
+        host.foreign.map(domid, &frames).map_err(|error| failed("mapping of the domain's memory", error))?;
     steps.end("map");
 
-    let ports = Ports { store: store_port, console: console_port };
     let filler = Filler { mapping: &mapping, first, layout: &layout, p2m: &p2m };
-    filler.fill(plan, ports, shared_info);
+    filler.fill(plan, shared_info);
     filler.shared_info_and_grants()?;
     steps.end("fill");
 
@@ -306,11 +311,7 @@ pub fn build(host: &Host, plan: &Plan<'_>, name: &str, steps: &mut Steps) -> Res
     hypercalls.set_start(domid, &state).map_err(start)?;
     steps.end("start");
 
-    let record = Record { console: frame(layout.console), console_port };
-    register(host, domid, plan, name, record, frame(layout.store), store_port)?;
-    steps.end("register");
-
-    Ok(Built { domid: unfinished.keep(), layout, p2m, console_port })
+    Ok(Built { domid: unfinished.keep(), layout, p2m })
 }
 
 /// KiB of pages.
@@ -347,12 +348,6 @@ fn populate(hypercalls: &Hypercalls, domid: u32, nr_pages: u64) -> Result<Vec<u6
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Ports {
-    store: u32,
-    console: u32,
-}
-
 /// Writes a new domain's pages.
 struct Filler<'a> {
     /// Pages from `first` to the stack, then shared info, then the grant table.
@@ -368,7 +363,7 @@ impl Filler<'_> {
         (page - self.first) as usize * PAGE_SIZE
     }
 
-    fn fill(&self, plan: &Plan<'_>, ports: Ports, shared_info: u64) {
+    fn fill(&self, plan: &Plan<'_>, shared_info: u64) {
         let Self { mapping, layout, p2m, .. } = self;
         // Xen clears pages before it gives them away, but promises it nowhere.
         let mut cleared = self.offset(layout.kernel.start);
@@ -397,9 +392,9 @@ impl Filler<'_> {
         mapping.write_u64(at + offset_of!(StartInfo, nr_pages), layout.nr_pages);
         mapping.write_u64(at + offset_of!(StartInfo, shared_info), Mfn(shared_info).address());
         mapping.write_u64(at + offset_of!(StartInfo, store_mfn), frame(layout.store));
-        mapping.write_u32(at + offset_of!(StartInfo, store_evtchn), ports.store);
+        mapping.write_u32(at + offset_of!(StartInfo, store_evtchn), STORE_PORT);
         mapping.write_u64(at + offset_of!(StartInfo, console_mfn), frame(layout.console));
-        mapping.write_u32(at + offset_of!(StartInfo, console_evtchn), ports.console);
+        mapping.write_u32(at + offset_of!(StartInfo, console_evtchn), CONSOLE_PORT);
         mapping.write_u64(at + offset_of!(StartInfo, pt_base), layout.address(layout.tables.start));
         let tables = layout.tables.end - layout.tables.start;
         mapping.write_u64(at + offset_of!(StartInfo, nr_pt_frames), tables);
@@ -438,91 +433,60 @@ pub fn write_boot(mapping: &Mapping, at: usize, layout: &Layout, module_len: usi
     mapping.write(at + offset_of!(StartInfo, cmd_line), command_line.as_bytes());
 }
 
-/// What a later daemon needs to take a domain over, kept in its `fcap` node, which the guest
-/// can read but not write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// Machine frame of the console page.
-    pub console: u64,
-    /// The guest's console port.
-    pub console_port: u32,
+/// Machine frames of the console page and of the xenstore ring of any domain that was built
+/// here, by the first entries of its grant table.
+///
+/// The domain can change the entries; it can only ever name pages of its own.
+///
+/// # Errors
+/// If the domain is gone.
+pub fn pages_for_dom0(host: &Host, domid: u32) -> io::Result<[u64; 2]> {
+    let frame = host.hypercalls.grant_frame(domid)?;
+    let grants = host.foreign.map(domid, &[frame])?;
+    Ok([0, 1].map(|reference| grants.read_u64(reference * gnttab::ENTRY_LEN) >> 32))
 }
 
-impl Record {
-    /// The node's name.
-    pub const NODE: &'static str = "fcap";
-
-    /// As text. The first number is the version of the record.
-    pub fn emit(&self) -> String {
-        format!("1 {} {}", self.console, self.console_port)
-    }
-
-    /// From text.
-    pub fn parse(text: &[u8]) -> Option<Self> {
-        let mut words = str::from_utf8(text).ok()?.split(' ');
-        let ("1", console, console_port, None) = (words.next()?, words.next()?, words.next()?, words.next())
-        else {
-            return None;
-        };
-        Some(Self { console: console.parse().ok()?, console_port: console_port.parse().ok()? })
-    }
+/// What xenstored is told of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Its name.
+    pub name: String,
+    /// Machine frame of its xenstore ring.
+    pub store_mfn: u64,
+    /// For kernels that are not ours: their memory and processors, which they look for.
+    pub machine: Option<(u64, u32)>,
 }
 
-/// Writes the domain's keys in one transaction and makes its ring known to xenstored.
-fn register(
-    host: &Host,
-    domid: u32,
-    plan: &Plan<'_>,
-    name: &str,
-    record: Record,
-    store_mfn: u64,
-    store_port: u32,
-) -> Result<()> {
+/// Writes the domain's keys in one transaction, and makes its ring known to xenstored.
+///
+/// # Errors
+/// If xenstored refuses. Keys may be left behind then.
+pub fn register(host: &Host, domid: u32, registration: &Registration) -> Result<()> {
     let home = home(domid);
     let node = |path: &str| format!("{home}/{path}");
     let guest = DomId(domid as u16);
-    let for_reading = [
-        Perm { access: Access::None, domid: DomId::DOM0 },
-        Perm { access: Access::Read, domid: guest },
-    ];
+    let for_reading =
+        [Perm { access: Access::None, domid: DomId::DOM0 }, Perm { access: Access::Read, domid: guest }];
     let for_guest = [Perm { access: Access::None, domid: guest }];
-    let (name_node, domid_node, record_node) = (node("name"), node("domid"), node(Record::NODE));
-    let (control, shutdown) = (node("control"), node("control/shutdown"));
-    let (domid_text, record) = (domid.to_string(), record.emit());
+    let (name, control, shutdown) = (node("name"), node("control"), node("control/shutdown"));
+    // Each message costs several switches between us and xenstored: parents come into being
+    // with their first child, and children get the permissions of their parents.
     let mut requests = vec![
-        // New nodes get the permissions of their parent.
-        Request::Mkdir(&home),
+        Request::Write { path: &name, value: registration.name.as_bytes() },
         Request::SetPerms { path: &home, perms: &for_reading },
-        Request::Write { path: &name_node, value: name.as_bytes() },
-        Request::Write { path: &domid_node, value: domid_text.as_bytes() },
-        Request::Write { path: &record_node, value: record.as_bytes() },
-        // The guest acknowledges requests there and says which it knows.
+        // The guest acknowledges requests there, and says which it knows.
         Request::Mkdir(&control),
         Request::SetPerms { path: &control, perms: &for_guest },
         Request::Write { path: &shutdown, value: b"" },
     ];
-    // What Linux looks for besides.
     let mut more = Vec::new();
-    if !plan.kernel.is_capsule {
-        more.push((node("memory/target"), kib(plan.nr_pages).to_string()));
-        more.push((node("memory/static-max"), kib(plan.nr_pages).to_string()));
-        more.extend((0..plan.vcpus).map(|cpu| (node(&format!("cpu/{cpu}/availability")), "online".into())));
+    if let Some((memory_kib, vcpus)) = registration.machine {
+        more.push((node("domid"), domid.to_string()));
+        more.push((node("memory/target"), memory_kib.to_string()));
+        more.push((node("memory/static-max"), memory_kib.to_string()));
+        more.extend((0..vcpus).map(|cpu| (node(&format!("cpu/{cpu}/availability")), "online".into())));
     }
     requests.extend(more.iter().map(|(path, value)| Request::Write { path, value: value.as_bytes() }));
-    let introduce = Request::Introduce { domid: guest, mfn: store_mfn, port: store_port };
+    let introduce = Request::Introduce { domid: guest, mfn: registration.store_mfn, port: STORE_PORT };
     host.store.transaction(&requests, &[introduce]).map_err(store_failed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_record_is_read_as_written_and_no_other() {
-        let record = Record { console: 123_456, console_port: 2 };
-        assert_eq!(Record::parse(record.emit().as_bytes()), Some(record));
-        for other in ["", "1", "1 2", "2 3 4", "1 2 3 4", "1 x 3", "1 -2 3"] {
-            assert_eq!(Record::parse(other.as_bytes()), None, "{other}");
-        }
-    }
 }

@@ -47,9 +47,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Console {
-    /// Takes a page that a builder has just filled with zeros.
-    pub fn new(page: Mapping, stdin: bool) -> Self {
-        let flags = if stdin { page::HOST_STDIN } else { 0 };
+    /// Takes a page that a builder has just filled with zeros; with `HOST_*` flags.
+    pub fn new(page: Mapping, flags: u32) -> Self {
         page.write_u64(page::STATUS, page::STATUS_MAGIC);
         page.write_u32(page::HOST_FLAGS, flags);
         Self { page, out_cons: Mutex::new(0), input: Mutex::new(Input { prod: 0, flags }) }
@@ -63,11 +62,18 @@ impl Console {
         Self { page, out_cons, input }
     }
 
-    /// Says beforehand whether input will come.
-    pub fn set_stdin(&self, stdin: bool) {
+    /// Changes `HOST_*` flags: sets some, then clears some.
+    pub fn change_flags(&self, set: u32, clear: u32) {
         let mut input = lock(&self.input);
-        input.flags = if stdin { page::HOST_STDIN } else { 0 };
+        input.flags = (input.flags | set) & !clear;
+        // After whatever the flags tell of: the last input, xenstored's answer.
+        fence(Ordering::Release);
         self.page.write_u32(page::HOST_FLAGS, input.flags);
+    }
+
+    /// The `HOST_*` flags as they were last set.
+    pub fn flags(&self) -> u32 {
+        lock(&self.input).flags
     }
 
     /// Bytes taken so far, modulo 2^32.
@@ -134,15 +140,6 @@ impl Console {
         len
     }
 
-    /// Says that no more input will come.
-    pub fn close_input(&self) {
-        let mut input = lock(&self.input);
-        input.flags |= page::HOST_EOF;
-        // After the index of the last byte.
-        fence(Ordering::Release);
-        self.page.write_u32(page::HOST_FLAGS, input.flags);
-    }
-
     /// What the domain says of its end, if it does.
     pub fn epitaph(&self) -> Option<Epitaph> {
         let kind = EndKind::from_u32(self.page.read_u32(page::END_KIND))?;
@@ -165,7 +162,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn console() -> Console {
-        Console::new(Mapping::for_test(1), true)
+        Console::new(Mapping::for_test(1), page::HOST_STDIN)
     }
 
     /// Writes as a guest does, without looking whether there is room.
@@ -233,7 +230,7 @@ mod tests {
         let console = Console::adopt(page);
         assert_eq!(take(&console, 100), b"bc");
         console.write_input(b"put");
-        console.close_input();
+        console.change_flags(page::HOST_EOF, 0);
         let mut input = [0; 5];
         console.page.read(page::IN, &mut input);
         assert_eq!(&input, b"input");

@@ -121,10 +121,7 @@ impl Client {
         self.exchange(&batch)
     }
 
-    fn exchange(
-        &self,
-        requests: &[(TxId, Request<'_>)],
-    ) -> Result<Vec<Result<Vec<u8>, wire::Error>>, Error> {
+    fn exchange(&self, requests: &[(TxId, Request<'_>)]) -> Result<Vec<Result<Vec<u8>, wire::Error>>, Error> {
         let mut bytes = Vec::new();
         for (id, (tx, request)) in (0..).zip(requests) {
             request.encode(id, *tx, &mut bytes)?;
@@ -132,9 +129,8 @@ impl Client {
         let mut slot = self.stream.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut stream = match slot.take() {
             Some(stream) => stream,
-            None => {
-                UnixStream::connect(&self.path).map_err(|error| Error::Connection(self.path.clone(), error))?
-            }
+            None => UnixStream::connect(&self.path)
+                .map_err(|error| Error::Connection(self.path.clone(), error))?,
         };
         // On an error the stream is dropped: replies that are still under way would be taken
         // for those of the next request.
@@ -203,7 +199,11 @@ impl Incoming {
             let len = wanted.len().min(self.unread.len());
             wanted[..len].copy_from_slice(&self.buffer[self.unread.start..][..len]);
             self.unread.start += len;
-            match self.parser.advance(len).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))? {
+            match self
+                .parser
+                .advance(len)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?
+            {
                 Some(packet) => return Ok(see(packet)),
                 None => continue,
             }

@@ -19,10 +19,14 @@ use std::{
 use xen_proto::frame::PAGE_SIZE;
 
 use super::{
-    Domain, DomainSpec, Held, ImageKind, Result, SPARE, Shared, XenDomain, XenImage, builder,
-    failed, hold, pages, set_scheduling, xen_image,
+    Domain, DomainSpec, HOST_STDIN, Held, ImageKind, Late, Registration, Result, SPARE, Shared, XenDomain,
+    XenImage, builder, failed, hold, pages, set_scheduling, xen_image,
 };
-use crate::xen::{builder::{Built, Plan, Steps}, layout::Layout, sys::Mapping};
+use crate::xen::{
+    builder::{Built, Plan, Steps},
+    layout::Layout,
+    sys::Mapping,
+};
 
 /// Pages set aside for a boot module whose length is not known yet. Longer ones go the long way.
 const MODULE_PAGES: u64 = 4;
@@ -71,8 +75,7 @@ impl Kind {
 impl PartialEq for Kind {
     fn eq(&self, other: &Self) -> bool {
         // An image is read once and then shared by all its capsules.
-        Arc::ptr_eq(&self.image, &other.image)
-            && (self.nr_pages, self.vcpus) == (other.nr_pages, other.vcpus)
+        Arc::ptr_eq(&self.image, &other.image) && (self.nr_pages, self.vcpus) == (other.nr_pages, other.vcpus)
     }
 }
 
@@ -210,15 +213,16 @@ impl Pool {
         let start_info = MODULE_PAGES as usize * PAGE_SIZE;
         builder::write_boot(&boot, start_info, &layout, module.len(), &spec.command_line);
         drop(boot);
-        held.console.set_stdin(spec.stdin);
+        if spec.stdin {
+            held.console.change_flags(HOST_STDIN, 0);
+        }
         steps.end("boot");
         let hypercalls = &self.shared.host.hypercalls;
         hypercalls.set_handle(domid, spec.uuid).map_err(|error| failed("naming of the domain", error))?;
         set_scheduling(&self.shared, domid, spec.cpu_cap, spec.weight)?;
         steps.end("handle");
-        let domain = XenDomain::new(&self.shared, domid, spec.uuid, held, steps.list());
-        *domain.new_name.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(spec.name.clone());
-        Ok(Arc::new(domain))
+        let late = Some(Late::Name(spec.name.clone()));
+        Ok(XenDomain::new(&self.shared, domid, spec.uuid, held, late, steps.list()))
     }
 
     /// What the thread does.
@@ -236,7 +240,8 @@ impl Pool {
                 state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
                 continue;
             };
-            let quiet = state.used.map_or(Duration::ZERO, |used| (used + QUIET).duration_since(Instant::now()));
+            let quiet =
+                state.used.map_or(Duration::ZERO, |used| (used + QUIET).duration_since(Instant::now()));
             if !quiet.is_zero() {
                 let waited = self.changed.wait_timeout(state, quiet);
                 state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
@@ -269,14 +274,17 @@ impl Pool {
             vcpus: kind.vcpus,
         };
         let host = &self.shared.host;
-        let built = builder::build(host, &plan, "fcap-spare", &mut Steps::start())?;
+        let built = builder::build(host, &plan, &mut Steps::start())?;
         let prepare = || -> Result<(Held, Mapping)> {
             let Built { layout, p2m, .. } = &built;
             let mut frames = p2m[layout.module.start as usize..layout.module.end as usize].to_vec();
             frames.push(p2m[layout.start_info as usize]);
             let boot = host.foreign.map(built.domid, &frames);
             let boot = boot.map_err(|error| failed("mapping of the domain's memory", error))?;
-            Ok((hold(&self.shared, &built, false)?, boot))
+            let store_mfn = p2m[layout.store as usize];
+            let registration = Registration { name: "fcap-spare".into(), store_mfn, machine: None };
+            builder::register(host, built.domid, &registration)?;
+            Ok((hold(&self.shared, &built, 0)?, boot))
         };
         match prepare() {
             Ok((held, boot)) => Ok(Ready { kind, domid: built.domid, layout: built.layout, held, boot }),

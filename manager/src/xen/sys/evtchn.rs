@@ -8,7 +8,7 @@ use std::{
 
 /// `_IOC(_IOC_NONE, 'E', nr, size)` with arguments of `words` 32-bit words.
 const fn request(nr: u64, words: u64) -> u64 {
-    words * 4 << 16 | (b'E' as u64) << 8 | nr
+    ((words * 4) << 16) | (b'E' as u64) << 8 | nr
 }
 
 /// Event channels bound by this process; all are closed on drop.

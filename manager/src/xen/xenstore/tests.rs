@@ -91,13 +91,19 @@ fn a_refused_request_is_named() {
     });
     let client = Client::connect(&path).unwrap();
     let error = client.transaction(&[Request::Write { path: "/full", value: b"1" }], &[]).unwrap_err();
-    assert!(matches!(&error, Error::Refused { request, source: wire::Error::Quota } if request.contains("/full")));
+    assert!(
+        matches!(&error, Error::Refused { request, source: wire::Error::Quota } if request.contains("/full"))
+    );
 }
 
 #[test]
 fn a_client_survives_a_server_that_hangs_up() {
     let (_dir, path) = server(|header, payload| {
-        if payload == b"bad\0" { (Op::Read, vec![0; 5000]) } else { (Op::from_u32(header.op).unwrap(), vec![]) }
+        if payload == b"bad\0" {
+            (Op::Read, vec![0; 5000])
+        } else {
+            (Op::from_u32(header.op).unwrap(), vec![])
+        }
     });
     let client = Client::connect(&path).unwrap();
     // A reply longer than any may be breaks the stream.
