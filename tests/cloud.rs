@@ -164,6 +164,13 @@ fn killing_fcap_while_a_template_boots_leaves_no_machine() {
     for delay in [20, 200, 1500] {
         kill_while_coming_up(&home, Duration::from_millis(delay));
     }
+    // A boot ends with its maker, even if nobody comes after.
+    let mut up = home.spawn("cut", &["up"]);
+    wait_until("the template boots", || Ok(home.machines() == 1)).unwrap();
+    up.kill().unwrap();
+    up.wait().unwrap();
+    wait_until("the boot has ended", || Ok(home.machines() == 0)).unwrap();
+    home.ok("cut", &["down"]);
     let templates = home.cache.as_ref().unwrap().path().join("fcap/templates");
     let left = fs::read_dir(templates).unwrap().flatten().filter(|entry| entry.path().is_dir()).count();
     assert_eq!(left, 0, "half a template is left");

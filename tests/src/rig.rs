@@ -7,7 +7,9 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -46,7 +48,7 @@ impl Node {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let cloud = Cloud::new(&format!("{PREFIX}{}-{number}", std::process::id()))?;
         let request = Request { nodes: 1, flavor: Flavor::named(flavor)?, variant };
-        let mut nodes = cloud.up(&request, &|line| eprintln!("{line}"))?;
+        let mut nodes = started_with_us(cloud.clone(), request)?;
         let node = nodes.pop().context("one node was asked for")?;
         Ok(Self { cloud, node })
     }
@@ -83,7 +85,9 @@ impl Node {
     pub fn put(&self, path: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let mut shell = self.shell()?;
         // Only when head reads are the bytes its own and not the shell's.
-        shell.write_all(format!("echo ready; head -c {} >{path}; echo done; exit\n", bytes.len()).as_bytes())?;
+        shell.write_all(
+            format!("echo ready; head -c {} >{path}; echo done; exit\n", bytes.len()).as_bytes(),
+        )?;
         let mut answers = BufReader::new(shell.try_clone()?).lines();
         let mut expect = |wanted: &str| -> anyhow::Result<()> {
             let line = answers.next().context("the shell has gone")??;
@@ -113,7 +117,26 @@ impl Drop for Node {
     }
 }
 
-/// Ends clouds of tests that were killed.
+/// Starts nodes that end with this process, however it ends. A machine ends with the thread that
+/// has started it, and tests' threads end early: so one that stays starts them all.
+fn started_with_us(cloud: Cloud, request: Request) -> anyhow::Result<Vec<cloud::Node>> {
+    type Job = (Cloud, Request, Sender<cloud::Result<Vec<cloud::Node>>>);
+    static STARTER: LazyLock<Sender<Job>> = LazyLock::new(|| {
+        let (send, jobs) = mpsc::channel::<Job>();
+        std::thread::spawn(move || {
+            for (cloud, request, answer) in jobs {
+                // Whoever asked may have panicked meanwhile.
+                let _ = answer.send(cloud.up_tied(&request, &|line| eprintln!("{line}")));
+            }
+        });
+        send
+    });
+    let (send, answer) = mpsc::channel();
+    STARTER.send((cloud, request, send))?;
+    Ok(answer.recv()??)
+}
+
+/// Removes what is left of clouds of tests that have ended.
 fn forget_dead() -> anyhow::Result<()> {
     for cloud in Cloud::all()? {
         let owner = cloud.name().strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());

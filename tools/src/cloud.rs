@@ -28,6 +28,8 @@ mod qemu;
 mod qmp;
 mod template;
 
+use template::Template;
+
 pub use accel::Accelerator;
 pub use flavor::{FLAVORS, Flavor};
 pub use image::Variant;
@@ -192,6 +194,7 @@ impl Cloud {
     /// # Errors
     /// When the folder of clouds cannot be read.
     pub fn all() -> Result<Vec<Self>> {
+        template::discard_halves()?;
         let mut found = Vec::new();
         for name in folders(&clouds()?)? {
             if let Ok(cloud) = Self::new(&name)
@@ -234,6 +237,36 @@ impl Cloud {
     /// # Errors
     /// When one of them does not come up; then none of the new ones stays.
     pub fn up(&self, request: &Request, progress: Progress<'_>) -> Result<Vec<Node>> {
+        self.add(request, progress, |folders, template| {
+            std::thread::scope(|scope| {
+                let start = |folder: &Path| node::start(folder, template, request.flavor, false);
+                let starts: Vec<_> =
+                    folders.iter().map(|folder| scope.spawn(move || start(folder))).collect();
+                starts
+                    .into_iter()
+                    .map(|start| start.join().expect("starting a node does not panic"))
+                    .collect()
+            })
+        })
+    }
+
+    /// As [`Cloud::up`], but the nodes end with the calling thread, however it ends: for tests
+    /// and benchmarks. They start one after the other.
+    ///
+    /// # Errors
+    /// When one of them does not come up; then none of the new ones stays.
+    pub fn up_tied(&self, request: &Request, progress: Progress<'_>) -> Result<Vec<Node>> {
+        self.add(request, progress, |folders, template| {
+            folders.iter().map(|folder| node::start(folder, template, request.flavor, true)).collect()
+        })
+    }
+
+    fn add(
+        &self,
+        request: &Request,
+        progress: Progress<'_>,
+        start: impl FnOnce(&[PathBuf], &Template) -> Vec<Result<Node>>,
+    ) -> Result<Vec<Node>> {
         let lock = self.lock(progress)?;
         self.reconcile(&lock)?;
         let taken = folders(&self.folder)?;
@@ -243,14 +276,7 @@ impl Cloud {
         let template = template::ensure(request.variant, request.flavor, progress)?;
         let names = (1..).map(|i| format!("node{i}")).filter(|name| !taken.contains(name));
         let folders: Vec<PathBuf> = names.take(request.nodes).map(|name| self.folder.join(name)).collect();
-        let started: Vec<Result<Node>> = std::thread::scope(|scope| {
-            let starts: Vec<_> = folders
-                .iter()
-                .map(|folder| scope.spawn(|| node::start(folder, &template, request.flavor)))
-                .collect();
-            starts.into_iter().map(|start| start.join().expect("starting a node does not panic")).collect()
-        });
-        let started: Result<Vec<Node>> = started.into_iter().collect();
+        let started: Result<Vec<Node>> = start(&folders, &template).into_iter().collect();
         if started.is_err() {
             for folder in &folders {
                 node::remove(folder)?;
@@ -273,6 +299,7 @@ impl Cloud {
     /// # Errors
     /// When its folder cannot be removed.
     pub fn down(&self, progress: Progress<'_>) -> Result<usize> {
+        template::discard_halves()?;
         if !self.folder.exists() {
             return Ok(0);
         }
@@ -287,7 +314,6 @@ impl Cloud {
 
     /// Removes what starts that were cut off and machines that died have left.
     fn reconcile(&self, _lock: &File) -> Result<()> {
-        template::discard_halves()?;
         for name in folders(&self.folder)? {
             let folder = self.folder.join(name);
             if !node::read(&folder).is_some_and(|node| process::runs(&folder, node.pid)) {

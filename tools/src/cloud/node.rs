@@ -28,8 +28,9 @@ pub(super) fn remove(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Clones the template into `folder` and gives the clone its identity.
-pub(super) fn start(folder: &Path, template: &Template, flavor: &Flavor) -> Result<Node> {
+/// Clones the template into `folder` and gives the clone its identity. A `tied` one ends with
+/// the calling thread.
+pub(super) fn start(folder: &Path, template: &Template, flavor: &Flavor, tied: bool) -> Result<Node> {
     make_private(folder)?;
     let machine = Machine {
         folder,
@@ -37,6 +38,7 @@ pub(super) fn start(folder: &Path, template: &Template, flavor: &Flavor) -> Resu
         accelerator: template.accelerator,
         memory: &template.memory(),
         shell: template.shell,
+        tied,
         begin: Begin::Clone,
     };
     let mut running = machine.start()?;

@@ -25,6 +25,8 @@ const LAST_MOMENT: Duration = Duration::from_secs(2);
 /// Bounds the files that a machine writes, its console above all: `ulimit` counts 512 bytes,
 /// so this is 16 MiB. A write beyond fails; without the trap it would kill.
 const BOUNDED: &str = "trap '' XFSZ; ulimit -f 32768; exec \"$@\"";
+/// Makes the system end a program with the thread that has started it.
+const TIED: [&str; 3] = ["setpriv", "--pdeathsig", "KILL"];
 
 /// A machine to be started.
 pub(super) struct Machine<'a> {
@@ -38,6 +40,8 @@ pub(super) struct Machine<'a> {
     pub(super) memory: &'a Path,
     /// Whether it has a shell for test harnesses.
     pub(super) shell: bool,
+    /// Whether it ends with the thread that starts it.
+    pub(super) tied: bool,
     /// Where it begins.
     pub(super) begin: Begin<'a>,
 }
@@ -118,15 +122,17 @@ impl Machine<'_> {
         );
         let log = folder.join("qemu.log");
         let log_file = File::create(&log).at("write", &log)?;
-        let mut command = match self.begin {
-            Begin::Boot { .. } => Command::new(QEMU),
-            Begin::Clone => {
-                let mut shell = Command::new("sh");
-                shell.args(["-c", BOUNDED, "sh", QEMU]);
-                shell
-            }
-        };
+        let mut words: Vec<&str> = Vec::new();
+        if self.tied {
+            words.extend(TIED);
+        }
+        if matches!(self.begin, Begin::Clone) {
+            words.extend(["sh", "-c", BOUNDED, "sh"]);
+        }
+        words.push(QEMU);
+        let mut command = Command::new(words[0]);
         command
+            .args(&words[1..])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-name", "fcap", "-no-reboot"])
             .args(["-machine", "pc,memory-backend=ram", "-object", &memory])
             .args(["-m", &format!("{}M", flavor.memory_mib), "-smp", &flavor.cpus.to_string()])

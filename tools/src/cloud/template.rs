@@ -110,6 +110,8 @@ fn boot(template: &Template, flavor: &Flavor, folder: &Path) -> Result<()> {
         accelerator: template.accelerator,
         memory: &folder.join("ram"),
         shell: template.shell,
+        // Of no use to anybody else.
+        tied: true,
         begin: Begin::Boot { image: &template.image, linux_args: &format!("fcap.token={token}") },
     };
     let mut running = machine.start()?;
