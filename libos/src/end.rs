@@ -128,7 +128,10 @@ fn is_second() -> bool {
     REPORTING.replace(true)
 }
 
-#[panic_handler]
+// Capsules are compiled with `panic = "abort"`. When the workspace is checked as a whole, a
+// dependency may have `std` switched on for others, which has a handler of its own.
+#[cfg_attr(panic = "abort", panic_handler)]
+#[cfg_attr(not(panic = "abort"), expect(dead_code, reason = "it is std that panics"))]
 fn panic(info: &PanicInfo<'_>) -> ! {
     // `alloc` has no other way to say so than a panic of this text.
     let no_memory = heap::is_exhausted() && {

@@ -57,6 +57,8 @@
 //! - Memory up to 2 GiB is used.
 //! - No threads, no files, no network yet, and no `std`.
 #![no_std]
+// Nothing here can be part of a host program, as which `--all-targets` would build tests.
+#![cfg(not(test))]
 
 extern crate alloc;
 
