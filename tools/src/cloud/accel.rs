@@ -33,9 +33,9 @@ impl Accelerator {
     /// Its arguments for QEMU.
     pub(super) fn arguments(self) -> [&'static str; 4] {
         match self {
-            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            // With SMAP, QEMU 7.2 faults where dom0 returns from an exception; SVM is emulated,
-            // slowly, and of no use to paravirtualized guests.
+            // Virtualization below the node is of no use to paravirtualized guests.
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host,-svm,-vmx"],
+            // With SMAP, QEMU 7.2 faults where dom0 returns from an exception.
             Self::Tcg => ["-accel", "tcg", "-cpu", "max,-svm,-smap,-smep"],
         }
     }

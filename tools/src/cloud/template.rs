@@ -68,7 +68,10 @@ pub(super) fn ensure(variant: Variant, flavor: &Flavor, progress: Progress<'_>) 
     discard_halves()?;
     let lock_path = templates.join(format!("{key}.lock"));
     let lock = fs::File::create(&lock_path).at("open", &lock_path)?;
-    lock.lock().at("lock", &lock_path)?;
+    if lock.try_lock().is_err() {
+        progress("waiting for another fcap that boots the same template");
+        lock.lock().at("lock", &lock_path)?;
+    }
     if !template.folder.exists() {
         let half = templates.join(format!("{key}.half"));
         progress(&format!("booting a {} node once, as the template for clones", flavor.name));
