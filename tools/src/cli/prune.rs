@@ -3,6 +3,7 @@
 use super::capsules::confirm;
 use crate::output;
 use crate::target::Globals;
+use std::collections::BTreeSet;
 
 /// Removes all capsules that have ended, and all images that no capsule uses
 #[derive(Debug, clap::Args)]
@@ -21,12 +22,10 @@ impl Args {
             return Ok(1);
         }
         let (pruned, complete) = fleet.ask(|node| node.prune()).await.noted()?;
-        let ids: String = pruned
-            .iter()
-            .flat_map(|pruned| pruned.capsules.iter().chain(&pruned.images))
-            .map(|id| format!("{id}\n"))
-            .collect();
-        output::print(&ids)?;
+        // Several nodes may have held the same image.
+        let ids: BTreeSet<String> =
+            pruned.into_iter().flat_map(|pruned| pruned.capsules.into_iter().chain(pruned.images)).collect();
+        output::print(&ids.into_iter().map(|id| id + "\n").collect::<String>())?;
         Ok(u8::from(!complete))
     }
 }

@@ -4,6 +4,10 @@
 //! Xen starts the ELF file. Where it lies is in the header (`Documentation/x86/boot.rst` of Linux,
 //! fields from protocol 2.08 on). The file is anybody's: every offset is checked, output is bounded.
 
+use elf::ElfBytes;
+use elf::abi::PT_LOAD;
+use elf::endian::LittleEndian;
+use elf::file::Class;
 use std::io::Read;
 
 /// Offset of the number of 512-byte sectors of the real-mode part after the first.
@@ -18,6 +22,12 @@ const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
 /// First protocol version with a payload in the header.
 const FIRST_VERSION: u16 = 0x0208;
+/// Size of an ELF file's header.
+const HEADER: usize = 64;
+/// Size of a program header.
+const SEGMENT: usize = 56;
+/// Where segments begin in a compacted file.
+const PAGE: usize = 4096;
 /// Largest kernel that comes out.
 const MAX_KERNEL: u64 = 256 << 20;
 /// Memory that a decompressor may use.
@@ -79,7 +89,47 @@ pub fn unpack(file: &[u8]) -> Result<Vec<u8>, KernelError> {
         [0x02, 0x21, 0x4c, 0x18, ..] => return Err(KernelError::Packing("lz4")),
         _ => return Err(KernelError::Packing("something unknown")),
     };
-    if kernel.starts_with(b"\x7fELF") { Ok(kernel) } else { Err(KernelError::NotElf) }
+    if kernel.starts_with(b"\x7fELF") {
+        Ok(compact(&kernel).unwrap_or(kernel))
+    } else {
+        Err(KernelError::NotElf)
+    }
+}
+
+/// The same kernel in about half the bytes: without sections, without gaps between segments, and
+/// without the zeros at the ends of segments (Linux has its bss in the file). None for a file that
+/// is built otherwise than usual; it is sent as it is.
+fn compact(kernel: &[u8]) -> Option<Vec<u8>> {
+    let file = ElfBytes::<LittleEndian>::minimal_parse(kernel).ok()?;
+    let usual = file.ehdr.class == Class::ELF64 && usize::from(file.ehdr.e_phentsize) == SEGMENT;
+    let segments = file.segments().filter(|_| usual)?;
+    let table = usize::try_from(file.ehdr.e_phoff).ok()?;
+    let mut out = kernel.get(..HEADER)?.to_vec();
+    put(&mut out, 0x20, HEADER as u64); // e_phoff
+    put(&mut out, 0x28, 0); // e_shoff
+    out[0x3c..0x40].fill(0); // e_shnum, e_shstrndx
+    out.extend_from_slice(kernel.get(table..table.checked_add(segments.len() * SEGMENT)?)?);
+    for (i, segment) in segments.iter().enumerate() {
+        let start = usize::try_from(segment.p_offset).ok()?;
+        let len = usize::try_from(segment.p_filesz).ok()?;
+        let mut content = kernel.get(start..start.checked_add(len)?)?;
+        if segment.p_type == PT_LOAD {
+            let used = content.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+            content = &content[..used];
+        }
+        out.resize(out.len().next_multiple_of(PAGE), 0);
+        let entry = HEADER + i * SEGMENT;
+        let offset = out.len() as u64;
+        put(&mut out, entry + 0x08, offset); // p_offset
+        put(&mut out, entry + 0x20, content.len() as u64); // p_filesz
+        put(&mut out, entry + 0x30, PAGE as u64); // p_align
+        out.extend_from_slice(content);
+    }
+    Some(out)
+}
+
+fn put(out: &mut [u8], at: usize, value: u64) {
+    out[at..at + 8].copy_from_slice(&value.to_le_bytes());
 }
 
 fn payload(file: &[u8]) -> Result<&[u8], KernelError> {
@@ -152,6 +202,38 @@ mod tests {
     }
 
     #[test]
+    fn a_compacted_kernel_has_the_same_content_where_it_matters() {
+        // Two segments and a note, far apart, the second one with zeros at its end.
+        let parts: [(u32, u64, &[u8]); 3] =
+            [(1, 0x2000, b"code"), (1, 0x9000, b"data\0\0\0\0"), (4, 0x5000, b"note")];
+        let mut kernel = vec![0; 0xa000];
+        kernel[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        kernel[16] = 2; // e_type
+        put(&mut kernel, 0x20, 0x1000); // e_phoff
+        kernel[0x34..0x3a].copy_from_slice(&[64, 0, 56, 0, 3, 0]);
+        for (i, (kind, offset, content)) in parts.iter().enumerate() {
+            let entry = 0x1000 + i * SEGMENT;
+            kernel[entry..entry + 4].copy_from_slice(&kind.to_le_bytes());
+            put(&mut kernel, entry + 0x08, *offset);
+            put(&mut kernel, entry + 0x20, content.len() as u64);
+            put(&mut kernel, entry + 0x28, content.len() as u64);
+            let start = *offset as usize;
+            kernel[start..start + content.len()].copy_from_slice(content);
+        }
+        let small = compact(&kernel).unwrap();
+        assert!(small.len() <= 4 * PAGE);
+        let file = ElfBytes::<LittleEndian>::minimal_parse(&small).unwrap();
+        let segments = file.segments().unwrap();
+        for (segment, (kind, _, content)) in segments.iter().zip(parts) {
+            let mut found = file.segment_data(&segment).unwrap().to_vec();
+            found.resize(segment.p_memsz as usize, 0);
+            assert_eq!((segment.p_type, &found[..]), (kind, content));
+        }
+        kernel[0x20..0x28].fill(0xff);
+        assert_eq!(compact(&kernel), None);
+    }
+
+    #[test]
     fn what_cannot_be_unpacked_says_why() {
         assert!(matches!(unpack(&bzimage(b"BZh9")), Err(KernelError::Packing("bzip2"))));
         assert!(matches!(unpack(&bzimage(b"????")), Err(KernelError::Packing(_))));
@@ -175,6 +257,7 @@ mod tests {
             file[at..end].copy_from_slice(&bytes[..end - at]);
             let _ = unpack(&file);
             let _ = unpack(&bytes);
+            let _ = compact(&bytes);
         }
     }
 }
