@@ -3,12 +3,13 @@
 //! `images/HEX` is the file, `images/HEX.json` what was found out about it; the former is
 //! there before the latter, and without the latter it is nothing. All of them together are
 //! bounded: when a new one needs the room, those go that no capsule uses, the longest unused
-//! first. Parsed images are kept in memory as long as they are small or in recent use.
+//! first. Small images stay in memory, parsed, while they are in recent use; large ones, kernels
+//! with all their drivers, are read anew for each start, as memory is what a node has least of.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -21,8 +22,8 @@ use crate::daemon::blocking;
 use crate::error::{Error, Result};
 use crate::toolstack::{Image, Toolstack};
 
-/// Parsed images in memory may have so many bytes together; the one used last stays in any case.
-const CACHE_BYTES: u64 = 32 << 20;
+/// Parsed images in memory may have so many bytes together.
+const CACHE_BYTES: u64 = 16 << 20;
 
 /// The node's images.
 pub struct Images {
@@ -133,10 +134,13 @@ impl Images {
     }
 
     fn cache(&self, digest: &str, parsed: &Arc<dyn Image>) {
+        if parsed.size() > CACHE_BYTES {
+            return;
+        }
         let mut inner = self.inner.lock().unwrap();
         let mut cached: Vec<_> = inner.entries.values_mut().filter(|entry| entry.parsed.is_some()).collect();
         cached.sort_by_key(|entry| entry.used);
-        let mut sum: u64 = parsed.size() + cached.iter().map(|entry| entry.info.size).sum::<u64>();
+        let mut sum = parsed.size() + cached.iter().map(|entry| entry.info.size).sum::<u64>();
         for entry in cached {
             if sum > CACHE_BYTES {
                 sum -= entry.info.size;
@@ -154,8 +158,8 @@ impl Images {
     /// When there is none of this digest, or it cannot be read.
     pub fn bytes(&self, digest: &str) -> Result<Arc<[u8]>> {
         let path = self.dir.join(hex(digest)?);
-        match fs::read(path) {
-            Ok(bytes) => Ok(bytes.into()),
+        match read(&path) {
+            Ok(bytes) => Ok(bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing(digest)),
             Err(error) => Err(Error::disk(format!("read image {digest}"))(error)),
         }
@@ -194,8 +198,7 @@ impl Images {
         if upload.len == 0 {
             return Err(Error::BadImage("the image is empty".into()));
         }
-        let bytes: Arc<[u8]> =
-            fs::read(&upload.path).map_err(Error::disk(format!("read image {digest}")))?.into();
+        let bytes = read(&upload.path).map_err(Error::disk(format!("read image {digest}")))?;
         let toolstack = self.toolstack.clone();
         let parsed = blocking(move || toolstack.parse_image(bytes)).await??;
         let min_memory_kib = parsed.min_memory_kib();
@@ -280,6 +283,15 @@ impl Images {
         inner.entries.remove(digest);
         Ok(())
     }
+}
+
+/// Reads a file into memory once: through a `Vec` it would be there twice for a moment.
+fn read(path: &Path) -> io::Result<Arc<[u8]>> {
+    let mut file = File::open(path)?;
+    let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
+    file.read_exact(Arc::get_mut(&mut bytes).expect("nobody else has it yet"))?;
+    Ok(bytes)
 }
 
 fn missing(digest: &str) -> Error {
