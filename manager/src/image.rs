@@ -110,15 +110,30 @@ impl Kernel {
 /// A checked image, shared by all the domains made of it.
 #[derive(Debug)]
 pub struct Image {
-    /// The ELF file; of a bzImage what it held; empty when there is no kernel.
-    pub bytes: Arc<[u8]>,
+    bytes: Bytes,
     /// None for [`ImageKind::Data`].
     pub kernel: Option<Kernel>,
     /// Size of the file as it came.
     pub file_size: u64,
 }
 
+/// Of a file or of what was packed in it; one never becomes the other, because Linux's kernel
+/// has 50 MB and dom0 is small.
+#[derive(Debug)]
+enum Bytes {
+    File(Arc<[u8]>),
+    Unpacked(Vec<u8>),
+}
+
 impl Image {
+    /// The ELF file; of a bzImage what it held; empty when there is no kernel.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::File(bytes) => bytes,
+            Bytes::Unpacked(bytes) => bytes,
+        }
+    }
+
     /// What it is.
     pub fn kind(&self) -> ImageKind {
         match &self.kernel {
@@ -139,13 +154,14 @@ pub fn parse(bytes: Arc<[u8]>) -> Result<Image, Error> {
         return Err(Error::Empty);
     }
     let bytes = match bzimage::payload(&bytes)? {
-        Some(payload) => bzimage::unpack(payload)?.into(),
-        None if bytes.starts_with(&abi::ELFMAGIC) => bytes,
+        Some(payload) => Bytes::Unpacked(bzimage::unpack(payload)?),
+        None if bytes.starts_with(&abi::ELFMAGIC) => Bytes::File(bytes),
         // Nobody needs the bytes of what is no kernel; the caller has them.
-        None => return Ok(Image { bytes: Arc::new([]), kernel: None, file_size }),
+        None => return Ok(Image { bytes: Bytes::Unpacked(Vec::new()), kernel: None, file_size }),
     };
-    let kernel = parse_elf(&bytes)?;
-    Ok(Image { bytes, kernel: Some(kernel), file_size })
+    let mut image = Image { bytes, kernel: None, file_size };
+    image.kernel = Some(parse_elf(image.bytes())?);
+    Ok(image)
 }
 
 fn parse_elf(bytes: &[u8]) -> Result<Kernel, Error> {

@@ -309,7 +309,8 @@ proptest! {
         for (at, value) in changes {
             bytes[at] = value;
         }
-        let Ok(Image { bytes, kernel: Some(kernel), .. }) = parse(bytes.into()) else { return Ok(()) };
+        let Ok(image) = parse(bytes.into()) else { return Ok(()) };
+        let (bytes, Some(kernel)) = (image.bytes(), &image.kernel) else { return Ok(()) };
         let mut end = 0;
         for segment in &kernel.segments {
             prop_assert!(segment.memory.start >= end);

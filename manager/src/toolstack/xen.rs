@@ -38,7 +38,7 @@ use crate::{
         console::Console,
         events::{Events, Port},
         layout::Layout,
-        sys::{self, DOM0},
+        sys::{self, DOM0, Mapping},
         xenstore,
     },
 };
@@ -48,6 +48,10 @@ use registrar::Registrar;
 /// Handle of domains that belong to nobody yet: those in the pool, and one to try things with.
 /// A daemon that finds some at its start removes them.
 const SPARE: Uuid = *b"fcap-spare\0\0\0\0\0\0";
+
+/// Of the daemon's threads. xenstored wakes up whenever something happens to a domain, and
+/// would have its turn before a capsule's output.
+const NICENESS: i32 = -10;
 
 /// Xen's largest number of a domain, plus one.
 const MAX_DOMAINS: usize = 0x7ff0;
@@ -74,9 +78,15 @@ struct Shared {
 impl Xen {
     /// Opens the doors of dom0, and removes what an earlier daemon had in its pool.
     ///
+    /// The calling thread, and those that it starts from now on, take precedence over the other
+    /// processes of dom0.
+    ///
     /// # Errors
     /// If this is no dom0 of Xen, or xenstored does not run.
     pub fn new(sink: EventSink) -> Result<Self> {
+        if let Err(error) = sys::set_niceness(NICENESS) {
+            tracing::warn!(%error, "no precedence over other processes: capsules start slower");
+        }
         let host = builder::Host::open()?;
         let events = Events::start(sink.clone()).map_err(|error| failed("opening /dev/xen/evtchn", error))?;
         let version =
@@ -374,8 +384,14 @@ struct XenDomain {
 enum Late {
     /// That it is there.
     Introduce(Registration),
-    /// Its name.
-    Name(String),
+    /// The name of one that was prepared. Pages that were mapped for that are unmapped then too:
+    /// that takes as long as everything else that is left to do.
+    Prepared {
+        /// Its name.
+        name: String,
+        /// Dropped, that is all.
+        boot: Mapping,
+    },
 }
 
 /// Whose a domain's number is.
@@ -416,7 +432,10 @@ impl XenDomain {
         let mut late = self.late();
         match late.take() {
             None => return Ok(()),
-            Some(Late::Name(name)) => return self.write("name", &name),
+            Some(Late::Prepared { name, boot }) => {
+                drop(boot);
+                return self.write("name", &name);
+            }
             Some(Late::Introduce(registration)) => {
                 let look = self.shared.host.hypercalls.domain(self.domid);
                 let domain = look.map_err(|error| failed("looking for a domain", error))?;
@@ -505,21 +524,21 @@ impl Domain for XenDomain {
 
     fn rename(&self, name: &str) -> Result<()> {
         match &mut *self.late() {
-            Some(Late::Introduce(Registration { name: late, .. }) | Late::Name(late)) => *late = name.into(),
+            Some(Late::Introduce(Registration { name: late, .. }) | Late::Prepared { name: late, .. }) => {
+                *late = name.into()
+            }
             None => return self.write("name", name),
         }
         Ok(())
     }
 
     fn destroy(&self) -> Result<()> {
-        let late = self.late().take();
-        let mut held = self.held.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        *held = None;
+        // This also unmaps what is mapped.
+        let is_known = !matches!(self.late().take(), Some(Late::Introduce(_)));
+        *self.held.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
         match self.look()? {
             Number::Reused => Ok(()),
-            Number::Ours if matches!(late, Some(Late::Introduce(_))) => {
-                builder::remove_unknown(&self.shared.host, self.domid)
-            }
+            Number::Ours if !is_known => builder::remove_unknown(&self.shared.host, self.domid),
             // Somebody else may have destroyed it; its keys are still there.
             Number::Free | Number::Ours => builder::remove(&self.shared.host, self.domid),
         }

@@ -371,7 +371,7 @@ impl Filler<'_> {
             let start = segment.memory.start as usize - self.first as usize * PAGE_SIZE;
             let end = segment.memory.end as usize - self.first as usize * PAGE_SIZE;
             mapping.zero(cleared, start - cleared);
-            mapping.write(start, &plan.image.bytes[segment.file.clone()]);
+            mapping.write(start, &plan.image.bytes()[segment.file.clone()]);
             cleared = start + segment.file.len();
             mapping.zero(cleared, end - cleared);
             cleared = end;

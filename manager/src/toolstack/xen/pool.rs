@@ -25,13 +25,15 @@ use super::{
 use crate::xen::{
     builder::{Built, Plan, Steps},
     layout::Layout,
-    sys::Mapping,
+    sys::{self, Mapping},
 };
 
 /// Pages set aside for a boot module whose length is not known yet. Longer ones go the long way.
 const MODULE_PAGES: u64 = 4;
 /// How many images (with their memory and processors) are kept ready.
 const KINDS: usize = 4;
+/// Of the thread: whatever else there is to do comes first.
+const NICENESS: i32 = 10;
 /// How long after a request the pool is filled again.
 const QUIET: Duration = Duration::from_millis(50);
 
@@ -212,7 +214,6 @@ impl Pool {
         boot.write(0, module);
         let start_info = MODULE_PAGES as usize * PAGE_SIZE;
         builder::write_boot(&boot, start_info, &layout, module.len(), &spec.command_line);
-        drop(boot);
         if spec.stdin {
             held.console.change_flags(HOST_STDIN, 0);
         }
@@ -221,12 +222,15 @@ impl Pool {
         hypercalls.set_handle(domid, spec.uuid).map_err(|error| failed("naming of the domain", error))?;
         set_scheduling(&self.shared, domid, spec.cpu_cap, spec.weight)?;
         steps.end("handle");
-        let late = Some(Late::Name(spec.name.clone()));
+        let late = Some(Late::Prepared { name: spec.name.clone(), boot });
         Ok(XenDomain::new(&self.shared, domid, spec.uuid, held, late, steps.list()))
     }
 
     /// What the thread does.
     fn fill(&self) {
+        if let Err(error) = sys::set_niceness(NICENESS) {
+            tracing::warn!(%error, "the pool takes its time from others");
+        }
         let mut state = self.state();
         while !state.stop {
             let surplus = state.surplus();
