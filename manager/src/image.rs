@@ -15,7 +15,11 @@
 
 mod bzimage;
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    borrow::Cow,
+    ops::{Deref, Range},
+    sync::{Arc, Mutex, MutexGuard},
+};
 
 use elf::{ElfBytes, abi, endian::LittleEndian, file::Class, note::Note};
 use fcap_api::ImageKind;
@@ -77,7 +81,7 @@ pub enum Error {
 /// A part of the image, to be copied into the domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Where in [`Image::bytes`] its content is.
+    /// Where in [`Image::elf`] its content is.
     pub file: Range<usize>,
     /// Bytes in memory from `VIRT_BASE`; what the file does not fill is zero.
     pub memory: Range<u64>,
@@ -110,28 +114,51 @@ impl Kernel {
 /// A checked image, shared by all the domains made of it.
 #[derive(Debug)]
 pub struct Image {
-    bytes: Bytes,
+    file: Arc<[u8]>,
     /// None for [`ImageKind::Data`].
     pub kernel: Option<Kernel>,
     /// Size of the file as it came.
     pub file_size: u64,
 }
 
-/// Of a file or of what was packed in it; one never becomes the other, because Linux's kernel
-/// has 50 MB and dom0 is small.
+/// The ELF file of an [`Image`].
 #[derive(Debug)]
-enum Bytes {
-    File(Arc<[u8]>),
-    Unpacked(Vec<u8>),
+pub struct ElfFile<'a> {
+    bytes: Cow<'a, [u8]>,
+    /// Linux has 50 MB unpacked, and dom0 is small: there is never more than one of them.
+    _unpacked: Option<MutexGuard<'a, ()>>,
+}
+
+impl Deref for ElfFile<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn elf_file(file: &[u8]) -> Result<Option<ElfFile<'_>>, Error> {
+    static UNPACKED: Mutex<()> = Mutex::new(());
+    match bzimage::payload(file)? {
+        Some(payload) => {
+            let unpacked = UNPACKED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let bytes = bzimage::unpack(payload)?.into();
+            Ok(Some(ElfFile { bytes, _unpacked: Some(unpacked) }))
+        }
+        None if file.starts_with(&abi::ELFMAGIC) => Ok(Some(ElfFile { bytes: file.into(), _unpacked: None })),
+        None => Ok(None),
+    }
 }
 
 impl Image {
-    /// The ELF file; of a bzImage what it held; empty when there is no kernel.
-    pub fn bytes(&self) -> &[u8] {
-        match &self.bytes {
-            Bytes::File(bytes) => bytes,
-            Bytes::Unpacked(bytes) => bytes,
-        }
+    /// The ELF file itself, or the one that was packed in it; empty when there is no kernel.
+    /// Waits while another one is unpacked.
+    ///
+    /// # Errors
+    /// If there is no memory to unpack it.
+    pub fn elf(&self) -> Result<ElfFile<'_>, Error> {
+        let empty = ElfFile { bytes: Cow::Borrowed(&[]), _unpacked: None };
+        Ok(elf_file(&self.file)?.unwrap_or(empty))
     }
 
     /// What it is.
@@ -148,20 +175,18 @@ impl Image {
 ///
 /// # Errors
 /// If the file claims to be a kernel and cannot be run, or is empty.
-pub fn parse(bytes: Arc<[u8]>) -> Result<Image, Error> {
-    let file_size = bytes.len() as u64;
-    if bytes.is_empty() {
+pub fn parse(file: Arc<[u8]>) -> Result<Image, Error> {
+    let file_size = file.len() as u64;
+    if file.is_empty() {
         return Err(Error::Empty);
     }
-    let bytes = match bzimage::payload(&bytes)? {
-        Some(payload) => Bytes::Unpacked(bzimage::unpack(payload)?),
-        None if bytes.starts_with(&abi::ELFMAGIC) => Bytes::File(bytes),
-        // Nobody needs the bytes of what is no kernel; the caller has them.
-        None => return Ok(Image { bytes: Bytes::Unpacked(Vec::new()), kernel: None, file_size }),
+    let kernel = match elf_file(&file)? {
+        Some(elf) => Some(parse_elf(&elf)?),
+        None => None,
     };
-    let mut image = Image { bytes, kernel: None, file_size };
-    image.kernel = Some(parse_elf(image.bytes())?);
-    Ok(image)
+    // Nobody needs the bytes of what is no kernel; the caller has them.
+    let file = if kernel.is_some() { file } else { Arc::new([]) };
+    Ok(Image { file, kernel, file_size })
 }
 
 fn parse_elf(bytes: &[u8]) -> Result<Kernel, Error> {

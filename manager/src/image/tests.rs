@@ -287,6 +287,7 @@ fn a_packed_kernel_is_unpacked() {
         let size = file.len();
         let image = parse(file.clone().into()).unwrap();
         assert_eq!((image.kind(), image.file_size), (ImageKind::Capsule, size as u64));
+        assert_eq!(image.elf().unwrap()[..], plain[..]);
         assert!(matches!(parse(file[..size - 1].into()), Err(Error::Truncated(_))));
     }
     assert!(matches!(parse(bzimage(b"????????").into()), Err(Error::Unpack(_))));
@@ -310,7 +311,7 @@ proptest! {
             bytes[at] = value;
         }
         let Ok(image) = parse(bytes.into()) else { return Ok(()) };
-        let (bytes, Some(kernel)) = (image.bytes(), &image.kernel) else { return Ok(()) };
+        let (bytes, Some(kernel)) = (image.elf().unwrap(), &image.kernel) else { return Ok(()) };
         let mut end = 0;
         for segment in &kernel.segments {
             prop_assert!(segment.memory.start >= end);

@@ -1,6 +1,7 @@
 //! Makes a domain, step by step.
 //!
 //! ```text
+//! check       whether there is room; other kernels than ours are unpacked
 //! create      an empty domain with its vCPUs, limits and two ports for dom0
 //! memory      pages from Xen
 //! map         those pages that get content, mapped into fcapd
@@ -256,6 +257,10 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
         )));
     }
     steps.end("check");
+    let elf = plan.image.elf().map_err(|error| Error::NoRoom(error.to_string()))?;
+    if !plan.kernel.is_capsule {
+        steps.end("unpack");
+    }
 
     let create = |error| failed("creation of a domain", error);
     let grant_frames = if plan.kernel.is_capsule { 8 } else { 32 };
@@ -286,7 +291,7 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
         host.foreign.map(domid, &frames).map_err(|error| failed("mapping of the domain's memory", error))?;
     steps.end("map");
 
-    let filler = Filler { mapping: &mapping, first, layout: &layout, p2m: &p2m };
+    let filler = Filler { mapping: &mapping, first, layout: &layout, p2m: &p2m, elf: &elf };
     filler.fill(plan, shared_info);
     filler.shared_info_and_grants()?;
     steps.end("fill");
@@ -355,6 +360,7 @@ struct Filler<'a> {
     first: u64,
     layout: &'a Layout,
     p2m: &'a [u64],
+    elf: &'a [u8],
 }
 
 impl Filler<'_> {
@@ -371,7 +377,7 @@ impl Filler<'_> {
             let start = segment.memory.start as usize - self.first as usize * PAGE_SIZE;
             let end = segment.memory.end as usize - self.first as usize * PAGE_SIZE;
             mapping.zero(cleared, start - cleared);
-            mapping.write(start, &plan.image.bytes()[segment.file.clone()]);
+            mapping.write(start, &self.elf[segment.file.clone()]);
             cleared = start + segment.file.len();
             mapping.zero(cleared, end - cleared);
             cleared = end;
