@@ -39,7 +39,7 @@ use crate::id::CapsuleId;
 use crate::images::Images;
 use crate::log::{Cursor, Log};
 use crate::node::Identity;
-use crate::store::{Saved, SavedEnd, Store};
+use crate::store::{Loaded, Saved, SavedEnd, Store};
 use crate::toolstack::{self, DomainInfo, EventSink, Toolstack};
 
 /// Where the toolstack's events go. Exists before the toolstack does.
@@ -158,22 +158,18 @@ impl Daemon {
         for domain in self.toolstack.domains()? {
             domains.entry(domain.uuid).or_default().push(domain);
         }
-        for (saved, end) in saved {
-            let domains = domains.remove(&saved.config.id.0).unwrap_or_default();
-            let id = saved.config.id;
-            if let Err(error) = self.recover_one(saved, end, domains).await {
+        for loaded in saved {
+            let id = loaded.saved.config.id;
+            let domains = domains.remove(&id.0).unwrap_or_default();
+            if let Err(error) = self.recover_one(loaded, domains).await {
                 tracing::error!(capsule = %id, %error, "a capsule cannot be taken back");
             }
         }
         Ok(())
     }
 
-    async fn recover_one(
-        self: &Arc<Self>,
-        saved: Saved,
-        end: Option<SavedEnd>,
-        domains: Vec<DomainInfo>,
-    ) -> anyhow::Result<()> {
+    async fn recover_one(self: &Arc<Self>, loaded: Loaded, domains: Vec<DomainInfo>) -> anyhow::Result<()> {
+        let Loaded { saved, end, log } = loaded;
         let Saved { config, mut progress } = saved;
         let ended = end.as_ref().is_some_and(|end| end.run >= progress.run);
         let mut adopted = None;
@@ -216,7 +212,7 @@ impl Daemon {
             }
             None => {}
         }
-        let log = Log::open(&self.store.log_dir(config.id), self.options.log_bytes)?;
+        let log = Log::open(self.store.log_base(config.id), log, self.options.log_bytes)?;
         let (capsule, commands) = Capsule::new(config, progress, end, log);
         {
             let mut table = self.table.lock().unwrap();
@@ -318,7 +314,7 @@ impl Daemon {
             let name = config::name(request.name.as_deref(), |name| table.names.contains_key(name))?;
             check_free(&table, &name)?;
             let config = Config::check(request, id, name.clone(), &*image, now_ms())?;
-            let log = Log::open(&self.store.log_dir(id), self.options.log_bytes)
+            let log = Log::open(self.store.log_base(id), Vec::new(), self.options.log_bytes)
                 .map_err(Error::disk(format!("begin the log of capsule {name}")))?;
             let (capsule, commands) = Capsule::new(config, Default::default(), None, log);
             table.names.insert(name, id);

@@ -17,7 +17,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::header;
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use fcap_api::ErrorBody;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -74,6 +74,22 @@ impl utoipa::IntoResponses for Errors {
         let response =
             |text| ResponseBuilder::new().description(text).content("application/json", content.clone());
         texts.into_iter().map(|(status, text)| (status.to_owned(), response(text).build().into())).collect()
+    }
+}
+
+/// An error before the request's body was read to its end. The connection ends with it, and
+/// the client should know, or it would send its next request into nowhere.
+pub(crate) struct Early(Error);
+
+impl From<Error> for Early {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Early {
+    fn into_response(self) -> Response {
+        ([(header::CONNECTION, "close")], self.0).into_response()
     }
 }
 

@@ -39,7 +39,7 @@ pub const MIN_BYTES: u64 = 4 * WINDOW;
 
 /// The log of one capsule.
 pub struct Log {
-    dir: PathBuf,
+    base: PathBuf,
     segment_bytes: u64,
     inner: Mutex<Inner>,
     /// Position of the end, for those who wait for more.
@@ -111,12 +111,12 @@ fn records(bytes: &[u8]) -> impl Iterator<Item = (usize, Head, &[u8])> {
 }
 
 impl Segment {
-    fn path(dir: &Path, start: u64) -> PathBuf {
-        dir.join(format!("log-{start:016x}"))
+    fn path(base: &Path, start: u64) -> PathBuf {
+        base.with_extension(format!("log-{start:016x}"))
     }
 
-    fn create(dir: &Path, start: u64) -> io::Result<Arc<Self>> {
-        let path = Self::path(dir, start);
+    fn create(base: &Path, start: u64) -> io::Result<Arc<Self>> {
+        let path = Self::path(base, start);
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
         Ok(Arc::new(Self { path, file, start, len: AtomicU64::new(0) }))
     }
@@ -142,28 +142,22 @@ impl Segment {
 }
 
 impl Log {
-    /// Opens the log in `dir`, or begins one there. It takes at most about `max_bytes`.
+    /// The start of the segment in a file with this extension, if it is one.
+    pub fn segment_start(extension: &str) -> Option<u64> {
+        u64::from_str_radix(extension.strip_prefix("log-")?, 16).ok()
+    }
+
+    /// Opens the log whose segments are `base` with extensions, or begins one there. It takes
+    /// at most about `max_bytes`.
     ///
     /// # Errors
     /// When files cannot be read. A log that has been damaged is read as far as possible.
-    pub fn open(dir: &Path, max_bytes: u64) -> io::Result<Arc<Self>> {
-        let mut starts = Vec::new();
-        match fs::read_dir(dir) {
-            Ok(entries) => {
-                for entry in entries {
-                    let name = entry?.file_name();
-                    let hex = name.to_str().and_then(|name| name.strip_prefix("log-"));
-                    starts.extend(hex.and_then(|hex| u64::from_str_radix(hex, 16).ok()));
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
+    pub fn open(base: PathBuf, mut starts: Vec<u64>, max_bytes: u64) -> io::Result<Arc<Self>> {
         starts.sort_unstable();
         let mut segments = VecDeque::new();
         let (mut end, mut ring) = (0, 0);
         for start in starts {
-            let path = Segment::path(dir, start);
+            let path = Segment::path(&base, start);
             let file = File::options().read(true).write(true).open(&path)?;
             let segment = Segment { path, start, len: AtomicU64::new(file.metadata()?.len()), file };
             let (mut len, mut output) = (0, 0);
@@ -178,7 +172,7 @@ impl Log {
             segments.push_back(Arc::new(segment));
         }
         Ok(Arc::new(Self {
-            dir: dir.to_owned(),
+            base,
             segment_bytes: max_bytes.max(MIN_BYTES) / 2,
             inner: Mutex::new(Inner {
                 segments,
@@ -217,7 +211,7 @@ impl Log {
     fn put(&self, inner: &mut Inner, time_ns: u64, body: &[u8]) {
         if let Err(error) = self.try_put(inner, time_ns, body) {
             if !inner.sealed {
-                tracing::warn!(log = %self.dir.display(), %error, "output is lost, as its log cannot be written");
+                tracing::warn!(log = %self.base.display(), %error, "output is lost, as its log cannot be written");
             }
             inner.sealed = true;
         }
@@ -236,7 +230,7 @@ impl Log {
         while inner.segments.len() > 1 {
             let _ = inner.segments.pop_front().map(|old| fs::remove_file(&old.path));
         }
-        let segment = Segment::create(&self.dir, inner.end)?;
+        let segment = Segment::create(&self.base, inner.end)?;
         if let Err(error) = segment.append(&record) {
             let _ = fs::remove_file(&segment.path);
             return Err(error);
@@ -246,6 +240,15 @@ impl Log {
         inner.segments.push_back(segment);
         inner.sealed = false;
         Ok(())
+    }
+
+    /// Removes its files. Readers go on reading what is left.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn remove(&self) -> io::Result<()> {
+        let inner = self.inner.lock().unwrap();
+        inner.segments.iter().try_for_each(|segment| fs::remove_file(&segment.path))
     }
 
     /// How many of the bytes that are in a ring with consumer index `ring` are in the log
@@ -501,6 +504,13 @@ mod tests {
         range.map(|i| (i % 251) as u8).collect()
     }
 
+    fn open(dir: &Path) -> Arc<Log> {
+        let starts = fs::read_dir(dir)
+            .unwrap()
+            .filter_map(|file| Log::segment_start(file.unwrap().path().extension()?.to_str()?));
+        Log::open(dir.join("x"), starts.collect(), MIN_BYTES).unwrap()
+    }
+
     fn segment_files(dir: &Path) -> usize {
         fs::read_dir(dir).unwrap().count()
     }
@@ -508,7 +518,7 @@ mod tests {
     #[test]
     fn a_log_is_bounded_and_says_what_is_lost() {
         let dir = tempfile::tempdir().unwrap();
-        let log = Log::open(dir.path(), MIN_BYTES).unwrap();
+        let log = open(dir.path());
         let mut follower = log.cursor(0, false);
         let mut written = 0;
         for _ in 0..300 {
@@ -527,7 +537,7 @@ mod tests {
     #[test]
     fn a_follower_within_bounds_loses_nothing_over_rotations() {
         let dir = tempfile::tempdir().unwrap();
-        let log = Log::open(dir.path(), MIN_BYTES).unwrap();
+        let log = open(dir.path());
         let mut follower = log.cursor(0, false);
         let (mut out, mut written) = (Vec::new(), 0);
         for step in (1..3000).step_by(13) {
@@ -547,7 +557,7 @@ mod tests {
     #[test]
     fn a_holding_reader_is_waited_for_until_it_goes() {
         let dir = tempfile::tempdir().unwrap();
-        let log = Log::open(dir.path(), MIN_BYTES).unwrap();
+        let log = open(dir.path());
         let mut cursor = log.cursor(log.end(), true);
         log.append(1, &[7; 5000]);
         assert_eq!(log.lag(), 5000);
@@ -561,15 +571,15 @@ mod tests {
     #[test]
     fn a_torn_end_is_cut_off_and_the_log_goes_on() {
         let dir = tempfile::tempdir().unwrap();
-        let log = Log::open(dir.path(), MIN_BYTES).unwrap();
+        let log = open(dir.path());
         log.begin_run(1);
         log.append(5, b"one\n");
         log.append(6, b"two\n");
-        let path = Segment::path(dir.path(), 0);
+        let path = Segment::path(&dir.path().join("x"), 0);
         let whole = fs::read(&path).unwrap();
         for torn in 0..whole.len() {
             fs::write(&path, &whole[..torn]).unwrap();
-            let log = Log::open(dir.path(), MIN_BYTES).unwrap();
+            let log = open(dir.path());
             let kept: &[u8] = if torn >= HEAD + 4 { b"one\n" } else { b"" };
             log.append(7, b"three\n");
             assert_eq!(read_all(&mut log.cursor(0, false)).0, [kept, b"three\n"].concat());
@@ -579,11 +589,11 @@ mod tests {
     #[test]
     fn what_was_kept_but_not_taken_is_known_after_a_kill() {
         let dir = tempfile::tempdir().unwrap();
-        let log = Log::open(dir.path(), MIN_BYTES).unwrap();
+        let log = open(dir.path());
         log.append(1, &[1; 700]);
         log.begin_run(2);
         log.append(3, &[1; 100]);
-        let log = Log::open(dir.path(), MIN_BYTES).unwrap();
+        let log = open(dir.path());
         assert_eq!((log.already_kept(100), log.already_kept(40), log.already_kept(0)), (0, 60, 100));
         assert_eq!(log.already_kept(101), 0, "behind the ring: a record was lost, nothing to skip");
     }
@@ -591,7 +601,7 @@ mod tests {
     #[test]
     fn tail_and_since_find_their_places() {
         let dir = tempfile::tempdir().unwrap();
-        let log = Log::open(dir.path(), MIN_BYTES).unwrap();
+        let log = open(dir.path());
         for (time, text) in [(10, "a\nb"), (20, "b\n"), (30, "c\nd")] {
             log.append(time, text.as_bytes());
         }
@@ -613,7 +623,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sub = dir.path().join("gone");
         fs::create_dir(&sub).unwrap();
-        let log = Log::open(&sub, MIN_BYTES).unwrap();
+        let log = open(&sub);
         log.append(1, b"kept");
         let mut cursor = log.cursor(0, false);
         fs::remove_dir_all(&sub).unwrap();
@@ -629,8 +639,8 @@ mod tests {
         #[test]
         fn any_file_is_read_without_panic(bytes: Vec<u8>) {
             let dir = tempfile::tempdir().unwrap();
-            fs::write(Segment::path(dir.path(), 0), &bytes).unwrap();
-            let log = Log::open(dir.path(), MIN_BYTES).unwrap();
+            fs::write(Segment::path(&dir.path().join("x"), 0), &bytes).unwrap();
+            let log = open(dir.path());
             read_all(&mut log.cursor(0, false));
             log.tail(3).unwrap();
         }
@@ -638,7 +648,7 @@ mod tests {
         #[test]
         fn a_cursor_can_start_anywhere(lens in proptest::collection::vec(0u64..300, 1..40), at in 0u64..5000) {
             let dir = tempfile::tempdir().unwrap();
-            let log = Log::open(dir.path(), MIN_BYTES).unwrap();
+            let log = open(dir.path());
             let mut written = 0;
             for len in lens {
                 log.append(1, &pattern(written..written + len));

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
@@ -15,6 +16,9 @@ use fcap_manager::toolstack::Toolstack;
 use fcap_manager::toolstack::sim::World;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How long threads for what blocks stay when there is nothing to do.
+const IDLE_THREADS: Duration = Duration::from_secs(3600);
 
 /// Runs the capsules of one node.
 ///
@@ -54,7 +58,11 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     // One thread serves: a node's dom0 has one processor, and a second thread would only add
     // switches. What blocks is done on others.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // A new thread for each request after a pause would cost more than the idle one.
+        .thread_keep_alive(IDLE_THREADS)
+        .build()?;
     let result = runtime.block_on(run(args));
     // What blocks must not keep it: everything on disk is in order at any moment.
     runtime.shutdown_background();

@@ -1,19 +1,21 @@
-//! What survives a restart of the daemon, one directory for each capsule.
+//! What survives a restart of the daemon: a few files for each capsule.
 //!
-//! | file | holds |
+//! | file in `capsules/` | holds |
 //! |---|---|
-//! | `capsules/ID/spec.json` | what it was made with, and what is wanted of it ([`Saved`]) |
-//! | `capsules/ID/end.json` | how its last run ended ([`SavedEnd`]) |
-//! | `capsules/ID/log-*` | what it wrote ([`crate::log`]) |
-//! | `capsules/.gone-ID` | being removed |
+//! | `ID.spec` | what it was made with, and what is wanted of it ([`Saved`]) |
+//! | `ID.end` | how its last run ended ([`SavedEnd`]) |
+//! | `ID.log-*` | what it wrote ([`crate::log`]) |
+//! | `.ID.*` | being written |
 //!
 //! The order of writes makes it safe to be killed between any two of them: the spec is there
-//! before the domain, the end before the domain goes, and the directory gets out of the way
-//! in one rename once the domain is gone. Files are replaced whole. On a real disk they are
+//! before the domain, the end before the domain goes, and the spec goes first once the domain
+//! is gone; what has no spec is nothing. Files are replaced whole. They are no more and no
+//! deeper than need be, as making a capsule waits for them. On a real disk they are
 //! flushed a moment later, all together and in nobody's way: after a crash of the whole node
 //! the domains are gone anyway, so nothing is lost with the last moment's writes that could
 //! still be used.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -29,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::capsule::config::Config;
 use crate::error::{Error, Result};
 use crate::id::CapsuleId;
+use crate::log::Log;
 
 /// `RAMFS_MAGIC` of Linux's `magic.h`: what an initramfs is without tmpfs.
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
@@ -68,6 +71,16 @@ pub struct SavedEnd {
     pub run: u32,
     /// Its end.
     pub end: End,
+}
+
+/// A capsule as it was found.
+pub struct Loaded {
+    /// What was kept of it.
+    pub saved: Saved,
+    /// How its last run ended, if that was kept.
+    pub end: Option<SavedEnd>,
+    /// Starts of the segments of its log.
+    pub log: Vec<u64>,
 }
 
 /// The daemon's directory.
@@ -110,9 +123,9 @@ impl Store {
         self.root.join("images")
     }
 
-    /// Where a capsule's log is.
-    pub fn log_dir(&self, id: CapsuleId) -> PathBuf {
-        self.capsule_dir(id)
+    /// Where the files of a capsule's log are, but for the extension.
+    pub fn log_base(&self, id: CapsuleId) -> PathBuf {
+        self.path(id, "log")
     }
 
     /// Keeps a capsule.
@@ -121,7 +134,7 @@ impl Store {
     /// When the disk is full or fails; what was kept before is still there.
     pub fn save(&self, saved: &Saved) -> Result<()> {
         let id = saved.config.id;
-        self.write(&self.capsule_dir(id), "spec.json", saved)
+        self.write(&self.path(id, "spec"), saved)
             .map_err(Error::disk(format!("keep the spec of capsule {id}")))
     }
 
@@ -130,58 +143,66 @@ impl Store {
     /// # Errors
     /// When the disk is full or fails.
     pub fn save_end(&self, id: CapsuleId, end: &SavedEnd) -> Result<()> {
-        self.write(&self.capsule_dir(id), "end.json", end)
-            .map_err(Error::disk(format!("keep the end of capsule {id}")))
+        self.write(&self.path(id, "end"), end).map_err(Error::disk(format!("keep the end of capsule {id}")))
     }
 
-    /// Removes what is kept of a capsule.
+    /// Removes what is kept of a capsule, but for its log.
     ///
     /// # Errors
     /// When the disk fails.
     pub fn remove(&self, id: CapsuleId) -> Result<()> {
-        self.hit();
-        let gone = self.capsules_dir().join(format!(".gone-{id}"));
-        let removed = match fs::rename(self.capsule_dir(id), &gone) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => Err(error),
-            Ok(()) => {
-                self.hit();
-                fs::remove_dir_all(&gone)
+        for extension in ["spec", "end"] {
+            self.hit();
+            match fs::remove_file(self.path(id, extension)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::disk(format!("remove the files of capsule {id}"))(error));
+                }
+                _ => {}
             }
-        };
-        removed.map_err(Error::disk(format!("remove the files of capsule {id}")))
+        }
+        Ok(())
     }
 
-    /// All capsules that are kept. Files that cannot be read are reported and left alone.
+    /// All capsules that are kept, the oldest first. What is left of others is removed; files
+    /// that cannot be read are reported and left alone.
     ///
     /// # Errors
-    /// When the directory itself cannot be read.
-    pub fn load(&self) -> io::Result<Vec<(Saved, Option<SavedEnd>)>> {
-        let mut capsules = Vec::new();
+    /// When the directory cannot be used.
+    pub fn load(&self) -> io::Result<Vec<Loaded>> {
+        let mut files: BTreeMap<CapsuleId, Vec<String>> = BTreeMap::new();
         for entry in fs::read_dir(self.capsules_dir())? {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if name.starts_with(".gone-") {
-                fs::remove_dir_all(&path)?;
-                continue;
+            let parts = name.split_once('.').and_then(|(id, extension)| Some((id.parse().ok()?, extension)));
+            match parts {
+                Some((id, extension)) => files.entry(id).or_default().push(extension.to_owned()),
+                None if name.starts_with('.') => fs::remove_file(&path)?,
+                None => tracing::warn!(path = %path.display(), "no capsule's file, left alone"),
             }
-            match read::<Saved>(&path.join("spec.json")) {
-                Ok(Some(saved)) if saved.config.id.to_string() == name => {
-                    let end = read(&path.join("end.json")).unwrap_or_else(|error| {
-                        tracing::warn!(capsule = name, %error, "end.json cannot be read");
+        }
+        let mut capsules = Vec::new();
+        for (id, extensions) in files {
+            match read::<Saved>(&self.path(id, "spec")) {
+                Ok(Some(saved)) if saved.config.id == id => {
+                    let end = read(&self.path(id, "end")).unwrap_or_else(|error| {
+                        tracing::warn!(capsule = %id, %error, "how it ended cannot be read");
                         None
                     });
-                    capsules.push((saved, end));
+                    let log =
+                        extensions.iter().filter_map(|extension| Log::segment_start(extension)).collect();
+                    capsules.push(Loaded { saved, end, log });
                 }
-                // It was being made, and nobody was told of it.
-                Ok(None) if name.parse::<CapsuleId>().is_ok() => fs::remove_dir_all(&path)?,
-                Ok(_) => tracing::warn!(path = %path.display(), "no capsule's directory, left alone"),
-                Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "a capsule's spec cannot be read")
+                Ok(Some(_)) => tracing::warn!(capsule = %id, "its spec is another one's"),
+                Err(error) if extensions.len() > 1 => {
+                    tracing::warn!(capsule = %id, %error, "its spec cannot be read");
+                }
+                // It was being removed; or it was being made, and nobody was told of it.
+                Ok(None) | Err(_) => {
+                    extensions.iter().try_for_each(|extension| fs::remove_file(self.path(id, extension)))?;
                 }
             }
         }
-        capsules.sort_by_key(|(saved, _)| (saved.config.created_ms, saved.config.id));
+        capsules.sort_by_key(|loaded| (loaded.saved.config.created_ms, loaded.saved.config.id));
         Ok(capsules)
     }
 
@@ -198,36 +219,38 @@ impl Store {
     /// # Errors
     /// When the disk is full or fails.
     pub fn write_own<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
-        self.write(&self.root, name, value).map_err(Error::disk(format!("keep {name}")))
+        self.write(&self.root.join(name), value).map_err(Error::disk(format!("keep {name}")))
     }
 
     fn capsules_dir(&self) -> PathBuf {
         self.root.join("capsules")
     }
 
-    fn capsule_dir(&self, id: CapsuleId) -> PathBuf {
-        self.capsules_dir().join(id.to_string())
+    fn path(&self, id: CapsuleId, extension: &str) -> PathBuf {
+        self.root.join(format!("capsules/{id}.{extension}"))
     }
 
-    fn write<T: Serialize>(&self, dir: &Path, name: &str, value: &T) -> io::Result<()> {
+    fn write<T: Serialize>(&self, path: &Path, value: &T) -> io::Result<()> {
         self.hit();
-        let temporary = dir.join(format!(".{name}"));
         let bytes = serde_json::to_vec(value).map_err(io::Error::other)?;
-        let create = || File::create(&temporary);
-        let result = create()
-            .or_else(|error| match error.kind() {
-                io::ErrorKind::NotFound => fs::create_dir(dir).and_then(|()| create()),
-                _ => Err(error),
-            })
-            .and_then(|mut file| file.write_all(&bytes))
-            .and_then(|()| {
-                self.hit();
-                fs::rename(&temporary, dir.join(name))
-            });
+        // One that is not there yet needs no other file to be replaced by.
+        let (written, file) = match File::options().write(true).create_new(true).open(path) {
+            Ok(file) => (path.to_owned(), Ok(file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let temporary = path.with_file_name(format!(".{name}"));
+                let file = File::create(&temporary);
+                (temporary, file)
+            }
+            Err(error) => return Err(error),
+        };
+        self.hit();
+        let result = file.and_then(|mut file| file.write_all(&bytes)).and_then(|()| {
+            self.hit();
+            if written == path { Ok(()) } else { fs::rename(&written, path) }
+        });
         if result.is_err() {
-            let _ = fs::remove_file(&temporary);
-            // Succeeds only when nothing else is in it: when it was made just now.
-            let _ = fs::remove_dir(dir);
+            let _ = fs::remove_file(&written);
         }
         if let Some(flush) = &self.flush {
             // Full means that a flush is due already.

@@ -23,8 +23,8 @@
 //! | `DELETE /v1/capsules/{id}?force=` | | 204 |
 //! | `POST /v1/capsules/{id}/start`, `/kill`, `/pause`, `/unpause` | | [`Capsule`] |
 //! | `POST /v1/capsules/{id}/stop?timeout_s=` | | [`Capsule`] |
-//! | `GET /v1/capsules/{id}/wait` | | [`End`], once it has ended |
-//! | `GET /v1/capsules/{id}/logs?follow=&tail=&since_ms=` | | frames: output ([`stream`]) |
+//! | `GET /v1/capsules/{id}/wait` | | [`End`], once it has ended and is not restarted |
+//! | `GET /v1/capsules/{id}/logs?follow=&tail=&since_ms=` | | frames: output, with `follow` then the end ([`stream`]) |
 //! | `GET /v1/capsules/{id}/attach` | | frames: output from now on, then the end |
 //! | `POST /v1/capsules/{id}/stdin?keep_open=` | the bytes, as they come | 204; the end of the body is the end of input unless `keep_open` |
 //! | `GET /v1/stats` | | `[`[`Stats`]`]` of all running capsules |

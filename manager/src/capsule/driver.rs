@@ -553,6 +553,9 @@ impl Driver {
     /// Removes every trace of it; it has no domain.
     fn forget(&mut self) -> Result<()> {
         self.daemon.store.remove(self.capsule.id)?;
+        if let Err(error) = self.capsule.log.remove() {
+            tracing::warn!(capsule = %self.capsule.id, %error, "the log of a removed capsule is left behind");
+        }
         self.daemon.forget(&self.capsule);
         self.event(Action::Remove, None);
         self.gone = true;

@@ -8,8 +8,8 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use fcap_api::Image;
 
-use super::Errors;
 use super::extract::Path;
+use super::{Early, Errors};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 
@@ -37,7 +37,7 @@ pub(crate) async fn put(
     Path(digest): Path,
     headers: HeaderMap,
     body: Body,
-) -> Result<(StatusCode, Json<Image>)> {
+) -> std::result::Result<(StatusCode, Json<Image>), Early> {
     let size = headers.get(header::CONTENT_LENGTH).and_then(|size| size.to_str().ok()?.parse().ok());
     let in_use = |digest: &str| daemon.uses_image(digest);
     let image = daemon.images.put(&digest, size, body.into_data_stream(), in_use).await?;

@@ -13,8 +13,8 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use utoipa::IntoParams;
 
-use super::Errors;
 use super::extract::{self, Path, Query};
+use super::{Early, Errors};
 use crate::capsule::console::Refused;
 use crate::capsule::{Capsule, Phase};
 use crate::daemon::Daemon;
@@ -126,7 +126,8 @@ pub(crate) struct LogsQuery {
     since_ms: Option<u64>,
 }
 
-/// What it wrote. The log is bounded: what came before is gone.
+/// What it wrote, and for followers in the end how it ended. The log is bounded: what came before
+/// is gone.
 #[utoipa::path(get, path = "/v1/capsules/{id}/logs", tag = "capsules", params(("id" = String, Path), LogsQuery),
     responses((status = OK, body = [u8], content_type = "application/x-fcap-frames", description = "Frames: output"), Errors))]
 pub(crate) async fn logs(
@@ -147,7 +148,7 @@ pub(crate) async fn logs(
         cursor: log.cursor(position, false),
         phase: capsule.phase(),
         follow: query.follow,
-        end: false,
+        end: query.follow,
         done: false,
     };
     Ok(frames.response())
@@ -188,10 +189,12 @@ pub(crate) async fn stdin(
     Path(id): Path,
     Query(query): Query<StdinQuery>,
     body: Body,
-) -> Result<StatusCode> {
+) -> std::result::Result<StatusCode, Early> {
     let capsule = daemon.find(&id)?;
     let refused = |refused| refuse(&capsule, refused);
-    let Some(run) = capsule.look(|record| record.run.clone()) else { return Err(refused(Refused::Ended)) };
+    let Some(run) = capsule.look(|record| record.run.clone()) else {
+        return Err(refused(Refused::Ended).into());
+    };
     run.console.check_open().map_err(refused)?;
     let mut body = body.into_data_stream();
     // When it ends before the client is done, the client should know.
@@ -201,7 +204,7 @@ pub(crate) async fn stdin(
     loop {
         let piece = tokio::select! {
             piece = body.next() => piece,
-            _ = &mut ended => return Err(refused(Refused::Ended)),
+            _ = &mut ended => return Err(refused(Refused::Ended).into()),
         };
         match piece {
             Some(Ok(mut bytes)) => {
@@ -216,7 +219,9 @@ pub(crate) async fn stdin(
                     run.console.close().map_err(refused)?;
                 }
                 return match broken_or_over {
-                    Some(Err(error)) => Err(Error::BadRequest(format!("the input broke off: {error}"))),
+                    Some(Err(error)) => {
+                        Err(Error::BadRequest(format!("the input broke off: {error}")).into())
+                    }
                     _ => Ok(StatusCode::NO_CONTENT),
                 };
             }

@@ -155,7 +155,11 @@ async fn what_is_no_http_ends_the_connection_and_nothing_else() {
         let _ = socket.write_all(&bytes).await;
         let mut answer = Vec::new();
         let _ = socket.read_to_end(&mut answer).await;
-        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{:?}", String::from_utf8_lossy(&answer));
+        assert!(
+            answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"),
+            "{:?}",
+            String::from_utf8_lossy(&answer)
+        );
     }
     server.get::<fcap_api::Node>("/node").await;
 }

@@ -141,14 +141,16 @@ async fn policies_restart_what_ends_by_itself() {
     };
     server.run(&fine).await.rest().await;
     assert_eq!(server.get::<Capsule>("/capsules/fine").await.restarts, 0);
-    let always = CreateCapsule { restart: RestartPolicy::Always, ..server.spec("SIM:exit 0", "always").await };
+    let always =
+        CreateCapsule { restart: RestartPolicy::Always, ..server.spec("SIM:exit 0", "always").await };
     server.create(&always).await;
     until("two restarts", async || server.get::<Capsule>("/capsules/always").await.restarts >= 2).await;
     let stopped: Capsule = server.post("/capsules/always/stop").await;
     assert_eq!(stopped.state, State::Exited);
     let restarts = stopped.restarts;
     server.post::<Capsule>("/capsules/always/start").await;
-    until("another restart", async || server.get::<Capsule>("/capsules/always").await.restarts > restarts).await;
+    until("another restart", async || server.get::<Capsule>("/capsules/always").await.restarts > restarts)
+        .await;
     server.delete("/capsules/always?force=true").await;
 }
 
@@ -266,7 +268,10 @@ async fn capsules_do_not_notice_that_the_daemon_is_killed() {
     std::thread::sleep(std::time::Duration::from_millis(40));
     server.start_daemon().await;
     let after: Capsule = server.get("/capsules/clock").await;
-    assert_eq!((after.domid, after.started_ms, after.state), (before.domid, before.started_ms, State::Running));
+    assert_eq!(
+        (after.domid, after.started_ms, after.state),
+        (before.domid, before.started_ms, State::Running)
+    );
     assert_eq!(server.state("held").await, State::Paused);
     assert_eq!(server.wait("ends").await.exit_code, 0);
     let text = server.logs("clock", "?follow=true").await.read_until("tick 50\n").await;

@@ -47,8 +47,12 @@ async fn a_node_is_adopted_once_and_stays_so() {
     let node: Node = server.get("/node").await;
     assert_eq!((node.name.as_str(), node.flavor.as_deref()), ("node-7", Some("small")));
     let client = reqwest::Client::new();
-    let status = async |token| client.get(server.tcp_url("/node")).bearer_auth(token).send().await.unwrap().status();
-    assert_eq!((status(TOKEN).await, status(new_token).await), (401.try_into().unwrap(), 200.try_into().unwrap()));
+    let status =
+        async |token| client.get(server.tcp_url("/node")).bearer_auth(token).send().await.unwrap().status();
+    assert_eq!(
+        (status(TOKEN).await, status(new_token).await),
+        (401.try_into().unwrap(), 200.try_into().unwrap())
+    );
     let error = server.refused(Method::POST, "/node/adopt", adopt.to_string()).await;
     assert_eq!(error.code, ErrorCode::WrongState);
 }
@@ -96,7 +100,10 @@ async fn the_document_describes_everything_with_its_errors() {
             }
             let operation = &document["paths"][&path][method.to_lowercase()];
             assert!(operation["responses"]["400"].is_object(), "{method} {path} is not described");
-            assert!(operation["summary"].is_string() || operation["description"].is_string(), "{method} {path}");
+            assert!(
+                operation["summary"].is_string() || operation["description"].is_string(),
+                "{method} {path}"
+            );
             described += 1;
         }
     }

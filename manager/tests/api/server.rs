@@ -130,7 +130,12 @@ impl Server {
     }
 
     /// A request that is refused.
-    pub(crate) async fn refused(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> ErrorBody {
+    pub(crate) async fn refused(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> ErrorBody {
         let response = self.request(method.clone(), path, body).await;
         error(response).await
     }
@@ -139,9 +144,10 @@ impl Server {
     pub(crate) async fn image(&self, program: &str) -> String {
         let digest = digest(program.as_bytes());
         let path = format!("/images/{digest}");
-        let stored: fcap_api::Image =
-            serde_json::from_str(&self.request(Method::PUT, &path, program.to_owned()).await.text().await.unwrap())
-                .unwrap();
+        let stored: fcap_api::Image = serde_json::from_str(
+            &self.request(Method::PUT, &path, program.to_owned()).await.text().await.unwrap(),
+        )
+        .unwrap();
         assert_eq!(stored.digest, digest);
         digest
     }
@@ -198,7 +204,8 @@ impl Drop for Server {
 pub(crate) async fn error(response: Response) -> ErrorBody {
     let status = response.status();
     let text = response.text().await.unwrap();
-    let body: ErrorBody = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{status} {text:?}: {error}"));
+    let body: ErrorBody =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{status} {text:?}: {error}"));
     assert_eq!(status, fcap_manager::error::status(body.code), "{body:?}");
     assert!(!body.message.is_empty() && !body.message.contains(char::is_control), "{body:?}");
     assert_ne!(body.code, ErrorCode::Internal, "{body:?}");
