@@ -204,7 +204,12 @@ impl Pump<'_> {
         for _ in 0..RETRIES {
             tokio::time::sleep(RETRY).await;
             match self.session.node.logs(id, &query).await {
-                Ok(frames) => return Ok(frames),
+                Ok(frames) => {
+                    if self.session.stdin {
+                        eprintln!("fcap: the node's daemon was restarted; standard input ended there");
+                    }
+                    return Ok(frames);
+                }
                 Err(ClientError::Unreachable { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
