@@ -31,7 +31,7 @@ pub enum Error {
     #[error("this path has no such method; see /v1/openapi.json")]
     NoSuchMethod,
     /// A prefix that fits several capsules.
-    #[error("{prefix} fits several capsules: {}", .candidates.join(", "))]
+    #[error("{prefix} is ambiguous, it fits several capsules: {}", .candidates.join(", "))]
     Ambiguous {
         /// What was asked for.
         prefix: String,

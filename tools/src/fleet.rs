@@ -15,7 +15,7 @@ pub enum FindError {
         reference: Reference,
     },
     /// Several fit.
-    #[error("{reference} fits several capsules: {candidates}; give more of the id")]
+    #[error("{reference} is ambiguous, it fits several capsules: {candidates}; give more of the id")]
     Ambiguous {
         /// What was asked for.
         reference: Reference,

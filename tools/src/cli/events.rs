@@ -1,12 +1,13 @@
 //! `fcap events`.
 
 use crate::client::{ClientError, Events};
-use crate::human::{parse_since_ms, rfc3339_ns};
+use crate::human::{now_ms, parse_since_ms, rfc3339_ns};
 use crate::output::{self, short_id};
 use crate::target::Globals;
 use crate::terminal::one_line;
 use fcap_api::Event;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use std::time::Duration;
 
 /// How events are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -24,6 +25,9 @@ pub(super) struct Args {
     /// Begin with those kept since then: 10m, 2026-01-31T12:00:00Z, or a Unix time
     #[arg(long, value_name = "TIME", value_parser = parse_since_ms)]
     since: Option<u64>,
+    /// End with those up to then, which may be to come; a time as for --since
+    #[arg(long, value_name = "TIME", value_parser = parse_since_ms)]
+    until: Option<u64>,
     /// Show those that are kept, and end
     #[arg(long, conflicts_with = "follow")]
     no_follow: bool,
@@ -41,22 +45,33 @@ pub(super) struct Args {
 impl Args {
     pub(super) async fn call(self, globals: &Globals) -> anyhow::Result<u8> {
         let fleet = globals.fleet().await?;
-        let (streams, mut complete) =
-            fleet.ask(|node| node.events(self.since, !self.no_follow)).await.noted()?;
-        if self.no_follow {
-            let mut all = Vec::new();
-            for mut stream in streams {
-                while let Some(event) = stream.next().await? {
-                    all.push(event);
-                }
+        let rest = self.until.map(|until| Duration::from_millis(until.saturating_sub(now_ms())));
+        let follow = !self.no_follow && rest.is_none_or(|rest| !rest.is_zero());
+        let (streams, complete) = fleet.ask(|node| node.events(self.since, follow)).await.noted()?;
+        let whole = match rest {
+            _ if !follow => self.print_kept(streams).await.map(|()| true)?,
+            None => self.print_all(streams).await?,
+            Some(rest) => tokio::time::timeout(rest, self.print_all(streams)).await.unwrap_or(Ok(true))?,
+        };
+        Ok(u8::from(!(whole && complete)))
+    }
+
+    /// Those that there are, in order.
+    async fn print_kept(&self, streams: Vec<Events>) -> anyhow::Result<()> {
+        let mut all = Vec::new();
+        for mut stream in streams {
+            while let Some(event) = stream.next().await? {
+                all.push(event);
             }
-            // Nodes' clocks agree well enough for people.
-            all.sort_by_key(|event| event.time_ms);
-            for event in &all {
-                self.print(event)?;
-            }
-            return Ok(u8::from(!complete));
         }
+        // Nodes' clocks agree well enough for people.
+        all.sort_by_key(|event| event.time_ms);
+        all.iter().try_for_each(|event| self.print(event))
+    }
+
+    /// Each as it comes, until no node has more. Whether all nodes went on to their end.
+    async fn print_all(&self, streams: Vec<Events>) -> anyhow::Result<bool> {
+        let mut complete = true;
         let mut next: FuturesUnordered<_> = streams.into_iter().map(advance).collect();
         while let Some((event, stream)) = next.next().await {
             match event {
@@ -72,10 +87,13 @@ impl Args {
                 }
             }
         }
-        Ok(u8::from(!complete))
+        Ok(complete)
     }
 
     fn print(&self, event: &Event) -> anyhow::Result<()> {
+        if self.until.is_some_and(|until| event.time_ms > until) {
+            return Ok(());
+        }
         match self.output {
             EventFormat::Json => output::print(&(serde_json::to_string(event)? + "\n")),
             EventFormat::Table => output::print(&(line(event, self.no_trunc) + "\n")),

@@ -118,6 +118,10 @@ fn events_are_kept_and_followed() {
     assert!(server.ok(&["events", "--no-follow", "--no-trunc"]).contains(&id));
     assert_eq!(server.ok(&["events", "--no-follow", "--since", "2100-01-01T00:00:00Z"]), "");
 
+    let until_now = server.ok(&["events", "--since", "1h", "--until", "0s"]);
+    assert!(until_now.contains(" kill "), "{until_now}");
+    assert_eq!(server.ok(&["events", "--since", "1h", "--until", "1h"]), "");
+
     let args = ["events", "--since", "1h", "--follow", "-o", "json"];
     let mut following = server.command(&args).spawn().unwrap();
     let (first, more) = first_line(&mut following);
