@@ -11,6 +11,11 @@ use crate::target::Globals;
 /// Ctrl-C asks the capsule to stop; a second Ctrl-C ends it at once. When nobody reads the output
 /// any more (`fcap run app | head`), the capsule is ended as a process would be.
 ///
+/// IMAGE with a slash is a path. Otherwise it is a name, looked for in the directories of FCAP_PATH,
+/// in target/capsule here and in each directory above (where `fcap build` puts images), and in the
+/// working directory. sha256:DIGEST is an image that a node already has. A Linux kernel (vmlinuz) is
+/// an image too; see --initrd and --append.
+///
 /// Exit codes of fcap's own: 125 it failed, 126 the image cannot be run, 127 there is no such image.
 #[derive(Debug, clap::Args)]
 #[command(override_usage = "fcap run [OPTIONS] IMAGE [ARG]...")]
