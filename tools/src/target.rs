@@ -23,18 +23,11 @@ pub struct Globals {
         env = "FCAP_HOST",
         value_name = "ADDRESS",
         value_delimiter = ',',
-        hide_env = true
+        hide_env_values = true
     )]
     pub host: Vec<Address>,
     /// Token of the server
-    #[arg(
-        long,
-        global = true,
-        env = "FCAP_TOKEN",
-        value_name = "TOKEN",
-        hide_env_values = true,
-        hide_env = true
-    )]
+    #[arg(long, global = true, env = "FCAP_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// File with the token of the server
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "token")]
@@ -46,7 +39,7 @@ pub struct Globals {
         env = "FCAP_CLOUD",
         value_name = "NAME",
         default_value = DEFAULT_CLOUD,
-        hide_env = true
+        hide_env_values = true
     )]
     pub cloud: String,
     /// Do not use colours (also NO_COLOR)
