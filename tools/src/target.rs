@@ -29,8 +29,8 @@ pub struct Globals {
     /// Token of the server
     #[arg(long, global = true, env = "FCAP_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,
-    /// File with the token of the server
-    #[arg(long, global = true, value_name = "FILE", conflicts_with = "token")]
+    /// File with the token of the server; goes before --token
+    #[arg(long, global = true, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Local cloud to use
     #[arg(
