@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fcap_api::{Action, End, EndReason, State, Step, UpdateCapsule};
+use fcap_api::{Action, End, EndReason, ImageKind, State, Step, UpdateCapsule};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -23,6 +23,11 @@ use crate::toolstack::{Domain, DomainInfo, DomainSpec};
 
 /// How long a capsule whose stop was asked for by a daemon that was killed has from then on.
 const RESUMED_STOP: Duration = Duration::from_secs(10);
+
+/// Capsules of up to so much memory are built right here: that takes so little that handing it
+/// to another thread would cost a part of it, and on a node with one processor nothing else
+/// could be done meanwhile anyway.
+const QUICK_KIB: u64 = 64 << 10;
 
 /// With what a driver begins.
 pub enum Begin {
@@ -199,7 +204,7 @@ impl Driver {
     async fn build(&self, config: &Config, steps: &mut Steps) -> Result<Arc<dyn Domain>> {
         let image = self.daemon.images.open(&config.image).await?;
         let (module, command_line) = match config.kind {
-            fcap_api::ImageKind::Capsule => {
+            ImageKind::Capsule => {
                 let mut seed = [0; 32];
                 getrandom::fill(&mut seed).expect("the kernel gives randomness");
                 (Some(Arc::from(config.boot_module(&seed))), String::new())
@@ -226,7 +231,11 @@ impl Driver {
         };
         steps.took("prepare");
         let toolstack = self.daemon.toolstack.clone();
-        let domain = blocking(move || toolstack.create(&spec)).await??;
+        let domain = if config.memory_kib <= QUICK_KIB && config.kind == ImageKind::Capsule {
+            toolstack.create(&spec)?
+        } else {
+            blocking(move || toolstack.create(&spec)).await??
+        };
         steps.nested(domain.build_steps());
         Ok(domain)
     }
