@@ -74,11 +74,19 @@ impl Node {
         // The shell's own end of a line of output: no command prints it by chance.
         let mark = format!("--fcap-{:016x}--", rand::random::<u64>());
         shell.write_all(format!("(\n{command}\n) </dev/null 2>&1; echo \"{mark} $?\"; exit\n").as_bytes())?;
-        let mut output = String::new();
-        shell.read_to_string(&mut output)?;
-        let (output, status) = output.rsplit_once(&mark).with_context(|| format!("{command}: {output:?}"))?;
-        ensure!(status.trim() == "0", "{command}: status {}: {output}", status.trim());
-        Ok(output.to_owned())
+        // Not to the end of the connection: what the command leaves running may hold it open.
+        let mut reader = BufReader::new(shell);
+        let mut output = Vec::new();
+        while reader.read_until(b'\n', &mut output)? > 0 {
+            let text = String::from_utf8_lossy(&output);
+            if let Some((output, status)) = text.rsplit_once(&mark)
+                && status.ends_with('\n')
+            {
+                ensure!(status.trim() == "0", "{command}: status {}: {output}", status.trim());
+                return Ok(output.to_owned());
+            }
+        }
+        bail!("{command}: the shell has gone after {:?}", String::from_utf8_lossy(&output))
     }
 
     /// Writes a file in dom0.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use fcap_api::{Capsule, CreateCapsule};
 use serde_json::json;
 
@@ -48,7 +49,7 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
         let ms = node.sh(&format!("/tmp/fcap-probe run {} '{body}' {MARKER}", fcap_api::DEFAULT_SOCKET))?;
         let capsule = api.get(&format!("/v1/capsules/{name}")).map_err(anyhow::Error::msg)?;
         api.delete(&format!("/v1/capsules/{name}?force=true")).map_err(anyhow::Error::msg)?;
-        Ok((ms.trim().parse()?, capsule))
+        Ok((probed(&ms)?, capsule))
     };
 
     let (mut xl, mut cold, mut warm, mut cold_runs) = (vec![], vec![], vec![], vec![]);
@@ -56,7 +57,7 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
     for round in 0..=ROUNDS {
         let ms = node.sh(&format!("/tmp/fcap-probe exec {MARKER} xl create -c /tmp/peer.cfg"))?;
         node.sh("while xl domid peer >/dev/null 2>&1; do xl destroy peer 2>/dev/null; done")?;
-        let xl_ms: f64 = ms.trim().parse()?;
+        let xl_ms = probed(&ms)?;
         let (cold_ms, capsule) = ours("cold")?;
         pool(&api, 1)?;
         let (warm_ms, _) = ours("warm")?;
@@ -93,6 +94,11 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
         "cold_ms": cold,
         "warm_ms": warm,
     }))
+}
+
+/// The probe's figure: its last line, behind what the commands themselves had to say.
+fn probed(output: &str) -> anyhow::Result<f64> {
+    output.lines().last().and_then(|line| line.parse().ok()).with_context(|| format!("no figure in {output:?}"))
 }
 
 /// Sets the pool's size and waits until it is full (or empty).
