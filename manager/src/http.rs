@@ -11,7 +11,7 @@ mod node;
 mod server;
 mod streams;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -118,36 +118,36 @@ fn routes() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(streams::stdin))
 }
 
-/// The OpenAPI document.
-pub fn openapi() -> utoipa::openapi::OpenApi {
-    let mut document = routes().into_openapi();
-    let schema = <ErrorBody as utoipa::PartialSchema>::schema();
+/// The service for those who may do everything, and the one for those who need the token.
+pub fn routers(daemon: Arc<Daemon>) -> (Router, Router) {
+    let (router, document) = routes().split_for_parts();
+    // Hardly anybody asks for it, so it need not hold up the start.
+    let document = Arc::new(LazyLock::new(move || finish(document).to_json()));
+    let serve_document = async move || {
+        let failed = |error: &serde_json::Error| Error::Disk {
+            what: "write down the OpenAPI document".into(),
+            source: std::io::Error::other(error.to_string()),
+        };
+        let text = document.as_ref().as_ref().map_err(failed)?;
+        Ok::<_, Error>(([(header::CONTENT_TYPE, "application/json")], text.clone()))
+    };
+    let open = router
+        .route("/v1/openapi.json", axum::routing::get(serve_document))
+        .fallback(async || Error::NoSuchPath)
+        .method_not_allowed_fallback(async || Error::NoSuchMethod)
+        .with_state(daemon.clone());
+    let guarded = open.clone().layer(middleware::from_fn_with_state(daemon, check_token));
+    (open, guarded)
+}
+
+/// Adds what the functions that serve do not mention.
+fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     let components = document.components.get_or_insert_default();
-    components.schemas.insert("ErrorBody".into(), schema);
+    components.schemas.insert("ErrorBody".into(), <ErrorBody as utoipa::PartialSchema>::schema());
     let mut nested = Vec::new();
     <ErrorBody as utoipa::ToSchema>::schemas(&mut nested);
     components.schemas.extend(nested);
     document
-}
-
-/// The service for those who may do everything.
-pub fn router(daemon: Arc<Daemon>) -> Router {
-    let document: Arc<str> = openapi().to_json().expect("the document has string keys only").into();
-    let serve_document = move || {
-        let document = document.to_string();
-        async move { ([(header::CONTENT_TYPE, "application/json")], document) }
-    };
-    let (router, _) = routes().split_for_parts();
-    router
-        .route("/v1/openapi.json", axum::routing::get(serve_document))
-        .fallback(async || Error::NoSuchPath)
-        .method_not_allowed_fallback(async || Error::NoSuchMethod)
-        .with_state(daemon)
-}
-
-/// The service for those who need the token.
-pub fn router_with_token(daemon: Arc<Daemon>) -> Router {
-    router(daemon.clone()).layer(middleware::from_fn_with_state(daemon, check_token))
 }
 
 async fn check_token(

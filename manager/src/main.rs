@@ -83,6 +83,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     let options = Options { log_bytes: args.log_bytes, image_bytes, pool: args.pool };
     let daemon = Daemon::start(toolstack, signals, store, identity, options).await?;
+    let (open, guarded) = http::routers(daemon);
     let tcp = async {
         match args.listen {
             Some(address) => {
@@ -90,7 +91,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
                     .await
                     .with_context(|| format!("failed to listen on {address}"))?;
                 tracing::info!(address = %listener.local_addr()?, "serving");
-                http::serve_tcp(listener, http::router_with_token(daemon.clone())).await?;
+                http::serve_tcp(listener, guarded).await?;
             }
             None => std::future::pending().await,
         }
@@ -98,7 +99,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     let listener = http::bind_unix(&args.socket)
         .with_context(|| format!("failed to serve on {}", args.socket.display()))?;
-    let unix = http::serve_unix(listener, http::router(daemon.clone()));
+    let unix = http::serve_unix(listener, open);
     tokio::select! {
         result = tcp => result,
         result = unix => Ok(result?),

@@ -63,11 +63,12 @@ impl Server {
                 let daemon = Daemon::start(toolstack, signals, store, identity, options).await.unwrap();
                 let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let port = listener.local_addr().unwrap().port();
-                tokio::spawn(http::serve_tcp(listener, http::router_with_token(daemon.clone())));
+                let (open, guarded) = http::routers(daemon);
+                tokio::spawn(http::serve_tcp(listener, guarded));
                 let socket = http::bind_unix(&path.join("socket")).unwrap();
                 ready.send(port).unwrap();
                 tokio::select! {
-                    result = http::serve_unix(socket, http::router(daemon)) => result.unwrap(),
+                    result = http::serve_unix(socket, open) => result.unwrap(),
                     _ = stopped => {}
                 }
             });
