@@ -384,8 +384,9 @@ struct XenDomain {
 enum Late {
     /// That it is there.
     Introduce(Registration),
-    /// The name of one that was prepared. Pages that were mapped for that are unmapped then too:
-    /// that takes as long as everything else that is left to do.
+    /// The name of one that was prepared. Its guest is kept from xenstored until then, as all
+    /// are; and pages that were mapped are unmapped, which takes as long as all else that is
+    /// left to do.
     Prepared {
         /// Its name.
         name: String,
@@ -434,20 +435,22 @@ impl XenDomain {
             None => return Ok(()),
             Some(Late::Prepared { name, boot }) => {
                 drop(boot);
+                self.store_known()?;
                 return self.write("name", &name);
             }
             Some(Late::Introduce(registration)) => {
                 let look = self.shared.host.hypercalls.domain(self.domid);
                 let domain = look.map_err(|error| failed("looking for a domain", error))?;
                 if domain.is_some_and(|domain| domain.handle == self.uuid && domain.shutdown().is_none()) {
+                    let mut steps = Steps::start();
                     if let Err(error) = builder::register(&self.shared.host, self.domid, &registration) {
                         *late = Some(Late::Introduce(registration));
                         return Err(error);
                     }
-                    self.with(|held| {
-                        held.console.change_flags(0, HOST_NO_STORE);
-                        self.notify(held)
-                    })?;
+                    steps.end("xenstore");
+                    self.store_known()?;
+                    steps.end("notify");
+                    tracing::debug!(domid = self.domid, steps = ?steps.list(), "registered a domain");
                 } else {
                     // Ended already; its keys would only have to be removed again.
                     *late = Some(Late::Introduce(registration));
@@ -467,6 +470,14 @@ impl XenDomain {
 
     fn notify(&self, held: &Held) -> Result<()> {
         held.port.notify().map_err(|error| failed("sending of an event", error))
+    }
+
+    /// Tells the guest that xenstored takes its requests.
+    fn store_known(&self) -> Result<()> {
+        self.with(|held| {
+            held.console.change_flags(0, HOST_NO_STORE);
+            self.notify(held)
+        })
     }
 
     /// Whether the number is free, still this domain's, or that of a later one.
@@ -533,15 +544,20 @@ impl Domain for XenDomain {
     }
 
     fn destroy(&self) -> Result<()> {
+        let mut steps = Steps::start();
         // This also unmaps what is mapped.
         let is_known = !matches!(self.late().take(), Some(Late::Introduce(_)));
         *self.held.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        steps.end("release");
         match self.look()? {
-            Number::Reused => Ok(()),
-            Number::Ours if !is_known => builder::remove_unknown(&self.shared.host, self.domid),
+            Number::Reused => {}
+            Number::Ours if !is_known => builder::remove_unknown(&self.shared.host, self.domid)?,
             // Somebody else may have destroyed it; its keys are still there.
-            Number::Free | Number::Ours => builder::remove(&self.shared.host, self.domid),
+            Number::Free | Number::Ours => builder::remove(&self.shared.host, self.domid)?,
         }
+        steps.end("destroy");
+        tracing::debug!(domid = self.domid, steps = ?steps.list(), "destroyed a domain");
+        Ok(())
     }
 
     fn read_output(&self, max: usize, keep: &mut dyn FnMut(&[u8]) -> bool) -> Result<usize> {

@@ -1,18 +1,22 @@
 //! Makes a domain, step by step.
 //!
 //! ```text
-//! check       whether there is room; other kernels than ours are unpacked
-//! create      an empty domain with its vCPUs, limits and two ports for dom0
-//! memory      pages from Xen
-//! map         those pages that get content, mapped into fcapd
-//! fill        kernel, boot module, p2m list, start info, page tables, shared info, grants
-//! start       page tables handed to Xen, first state of the vCPU
+//! check         whether there is room
+//! unpack        other kernels than ours, if they are packed
+//! create        an empty domain with its vCPUs, limits and two ports for dom0
+//! memory        pages from Xen
+//! map           those pages that get content, mapped into fcapd
+//! fill          kernel, boot module, p2m list, start info, page tables, shared info, grants
+//! unmap         because Xen takes no page as a page table that somebody can write to
+//! check tables  Xen looks at every entry
+//! start         first state of the vCPU
 //! ```
 //!
 //! The domain stays paused. [`register`] makes it known to xenstored: for a capsule only once
 //! it runs, because xenstored takes longer for that than everything else does together.
-//! Whatever step fails, [`Unfinished`] removes what was made so far:
-//! mappings first, because a mapped page keeps the domain as a zombie.
+//!
+//! Whatever step fails, [`Unfinished`] removes what was made so far: mappings first, because a
+//! mapped page keeps the domain as a zombie.
 
 use std::{io, mem::offset_of, path::Path, sync::Arc, time::Instant};
 
@@ -296,8 +300,8 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
     filler.shared_info_and_grants()?;
     steps.end("fill");
 
-    // Xen takes no page as a page table that somebody can write to.
     drop(mapping);
+    steps.end("unmap");
     let frame = |page: u64| p2m[page as usize];
     let start = |error| failed("start of the domain's first processor", error);
     if let Some(page) = plan.kernel.hypercall_page {
@@ -307,6 +311,7 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
     hypercalls
         .pin_top_table(domid, top_table)
         .map_err(|error| failed("check of the domain's page tables", error))?;
+    steps.end("check tables");
     let state = Start {
         entry: plan.kernel.virt_base.wrapping_add(plan.kernel.entry),
         start_info: layout.address(layout.start_info),
@@ -474,16 +479,15 @@ pub fn register(host: &Host, domid: u32, registration: &Registration) -> Result<
     let for_reading =
         [Perm { access: Access::None, domid: DomId::DOM0 }, Perm { access: Access::Read, domid: guest }];
     let for_guest = [Perm { access: Access::None, domid: guest }];
-    let (name, control, shutdown) = (node("name"), node("control"), node("control/shutdown"));
+    let (name, control) = (node("name"), node("control"));
     // Each message costs several switches between us and xenstored: parents come into being
     // with their first child, and children get the permissions of their parents.
     let mut requests = vec![
         Request::Write { path: &name, value: registration.name.as_bytes() },
         Request::SetPerms { path: &home, perms: &for_reading },
-        // The guest acknowledges requests there, and says which it knows.
+        // Requests to the guest come here; it acknowledges them, and says which it knows.
         Request::Mkdir(&control),
         Request::SetPerms { path: &control, perms: &for_guest },
-        Request::Write { path: &shutdown, value: b"" },
     ];
     let mut more = Vec::new();
     if let Some((memory_kib, vcpus)) = registration.machine {

@@ -96,17 +96,17 @@ fn wait(shared: &Shared, sink: &EventSink) -> io::Result<()> {
             return Ok(());
         }
         shared.channels.wait(&mut ports)?;
+        domids.clear();
         {
             let domains = shared.domains();
-            domids.clear();
             domids.extend(ports.iter().filter_map(|port| domains.get(port).copied()));
-            // Before anybody looks at the rings, so that no event after that look is lost. Ports
-            // that were closed meanwhile are passed over.
-            shared.channels.unmask(&ports)?;
         }
         for &domid in &domids {
             sink(Event::Console(domid));
         }
+        // What came after the look at a ring is reported as soon as its port is unmasked. Ports
+        // that were closed meanwhile are passed over.
+        shared.channels.unmask(&ports)?;
     }
 }
 

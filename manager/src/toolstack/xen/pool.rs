@@ -19,13 +19,13 @@ use std::{
 use xen_proto::frame::PAGE_SIZE;
 
 use super::{
-    Domain, DomainSpec, HOST_STDIN, Held, ImageKind, Late, Registration, Result, SPARE, Shared, XenDomain,
-    XenImage, builder, failed, hold, pages, set_scheduling, xen_image,
+    Domain, DomainSpec, HOST_NO_STORE, HOST_STDIN, Held, ImageKind, Late, Registration, Result, SPARE,
+    Shared, XenDomain, XenImage, builder, failed, hold, pages, set_scheduling, sys, xen_image,
 };
 use crate::xen::{
     builder::{Built, Plan, Steps},
     layout::Layout,
-    sys::{self, Mapping},
+    sys::Mapping,
 };
 
 /// Pages set aside for a boot module whose length is not known yet. Longer ones go the long way.
@@ -288,7 +288,7 @@ impl Pool {
             let store_mfn = p2m[layout.store as usize];
             let registration = Registration { name: "fcap-spare".into(), store_mfn, machine: None };
             builder::register(host, built.domid, &registration)?;
-            Ok((hold(&self.shared, &built, 0)?, boot))
+            Ok((hold(&self.shared, &built, HOST_NO_STORE)?, boot))
         };
         match prepare() {
             Ok((held, boot)) => Ok(Ready { kind, domid: built.domid, layout: built.layout, held, boot }),

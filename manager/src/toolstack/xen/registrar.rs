@@ -15,10 +15,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Arc, XenDomain};
+use super::{Arc, XenDomain, sys};
 
 /// How long a capsule has the node for itself when it starts.
 const HEAD_START: Duration = Duration::from_millis(15);
+
+/// Of the thread. At the daemon's own it would get ahead of xenstored with each reply, and go
+/// back to sleep until the next one; like this it finds all replies of a batch at once.
+const NICENESS: i32 = 5;
 
 /// The thread that does it. It ends when this is dropped.
 pub(super) struct Registrar {
@@ -29,6 +33,9 @@ impl Registrar {
     pub(super) fn start() -> io::Result<Self> {
         let (sender, queue) = channel::<(Instant, Weak<XenDomain>)>();
         thread::Builder::new().name("registrar".into()).spawn(move || {
+            if let Err(error) = sys::set_niceness(NICENESS) {
+                tracing::warn!(%error, "registration takes its time from others");
+            }
             // In the order of their starts, and all have the same head start.
             for (start, domain) in queue {
                 thread::sleep((start + HEAD_START).saturating_duration_since(Instant::now()));
