@@ -1,8 +1,8 @@
 //! Reads kernel images, which are hostile input.
 //!
 //! An image is a static 64-bit ELF file with Xen's notes (`xen/include/public/elfnote.h`), or
-//! a Linux `bzImage` that holds one ([`bzimage`]). [`parse`] checks whatever the domain
-//! builder relies on, so that nothing after it needs to doubt a number:
+//! a Linux `bzImage` that holds one. [`parse`] checks whatever the domain builder relies on, so
+//! that nothing after it needs to doubt a number:
 //!
 //! - all segments lie in the file, do not overlap, and end within [`MAX_LOADED`] of the start
 //!   of the domain's memory;

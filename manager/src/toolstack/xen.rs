@@ -1,11 +1,11 @@
 //! The toolstack on a real Xen.
 //!
-//! A domain is built by [`builder`], or taken from the [pool], where it waits almost
-//! finished. What the daemon holds of a domain ([`Held`]: its console page and port) is given
-//! up before the domain is destroyed, or it would stay as a zombie.
+//! A domain is built by [`builder`], or taken from the pool, where it waits almost finished.
+//! What the daemon holds of a domain (its console page and port) is given up before the domain
+//! is destroyed, or it would stay as a zombie.
 //!
-//! xenstored learns of a capsule only some time after it has begun to run ([`registrar`]),
-//! because nobody needs it for the capsule's first output, and it is slow.
+//! xenstored learns of a capsule only some time after it has begun to run, because nobody needs
+//! it for the capsule's first output, and it is slow.
 //!
 //! A later daemon finds a domain's console through the domain's grant table, whose first
 //! entries are the toolstack's, and sees by its flags whether xenstored knows it. A domain that

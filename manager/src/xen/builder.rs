@@ -15,8 +15,8 @@
 //! The domain stays paused. [`register`] makes it known to xenstored: for a capsule only once
 //! it runs, because xenstored takes longer for that than everything else does together.
 //!
-//! Whatever step fails, [`Unfinished`] removes what was made so far: mappings first, because a
-//! mapped page keeps the domain as a zombie.
+//! Whatever step fails, what was made so far is removed: mappings first, because a mapped page
+//! keeps the domain as a zombie.
 
 use std::{io, mem::offset_of, path::Path, sync::Arc, time::Instant};
 
@@ -152,9 +152,9 @@ pub fn module_pages(module: &[u8]) -> u64 {
     module.len().div_ceil(PAGE_SIZE) as u64
 }
 
-/// A domain in the making, removed on drop unless it is [kept](Self::keep).
+/// A domain in the making, removed on drop unless it is kept.
 #[derive(Debug)]
-pub struct Unfinished<'a> {
+struct Unfinished<'a> {
     host: &'a Host,
     domid: u32,
     finished: bool,
