@@ -393,7 +393,7 @@ impl Daemon {
             Some(_) => self.domains()?.get(&capsule.id.0).map_or(0, |info| info.cpu_time_ns),
             None => 0,
         };
-        Ok(record.api(&self.identity.name(), cpu_time_ns))
+        Ok(fcap_api::Capsule { steps: record.steps(), ..record.api(&self.identity.name(), cpu_time_ns) })
     }
 
     /// All capsules as the API shows them; without `all`, only those that have not ended.

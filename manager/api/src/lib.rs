@@ -299,7 +299,8 @@ pub struct Capsule {
     pub stdin: bool,
     /// How its last run ended.
     pub end: Option<End>,
-    /// Where the time of its last start went, in order; known to the daemon that started it.
+    /// Where the time of its last start went, in order; known to the daemon that started it, and
+    /// left out of lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<Step>,
 }
