@@ -188,7 +188,9 @@ impl Daemon {
                 }
             }
             let toolstack = self.toolstack.clone();
-            blocking(move || toolstack.destroy(domid)).await??;
+            if let Err(error) = blocking(move || toolstack.destroy(domid)).await? {
+                tracing::error!(capsule = %config.id, domid, %error, "a domain that should be gone is left");
+            }
         }
         let mut end = end.map(|end| end.end);
         let mut begin = Begin::Idle;

@@ -12,6 +12,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::body::Bytes;
 use fcap_api::Image as Info;
@@ -24,6 +25,9 @@ use crate::toolstack::{Image, Toolstack};
 
 /// Parsed images in memory may have so many bytes together.
 const CACHE_BYTES: u64 = 16 << 20;
+
+/// How long an upload may stand still.
+const PIECE_TIME: Duration = Duration::from_secs(60);
 
 /// The node's images.
 pub struct Images {
@@ -184,7 +188,8 @@ impl Images {
         // One that is held already is only checked.
         let mut upload = if self.get(digest).is_ok() { None } else { Some(Upload::new(self)?) };
         let (mut hasher, mut len) = (Sha256::new(), 0);
-        while let Some(piece) = body.next().await {
+        let stalled = |_| Error::BadRequest("the rest of the image does not come".into());
+        while let Some(piece) = tokio::time::timeout(PIECE_TIME, body.next()).await.map_err(stalled)? {
             let piece = piece.map_err(|error| Error::BadRequest(format!("the image broke off: {error}")))?;
             len += piece.len() as u64;
             self.check_size(len)?;

@@ -19,7 +19,7 @@ use crate::toolstack::{self, Domain};
 
 /// Most bytes to move in one go, so that a capsule that floods its console keeps nobody else
 /// from being served.
-const BURST: usize = 64 << 10;
+const BURST: usize = 16 << 10;
 
 /// The console of one run.
 pub struct Console {
