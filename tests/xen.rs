@@ -102,7 +102,8 @@ fn words_are_counted_through_a_pipe_as_wc_counts_them() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, &text).unwrap();
     // wc must count bytes as wordcount does, whatever the locale.
-    let wc = std::process::Command::new("wc").env("LC_ALL", "C").stdin(file.reopen().unwrap()).output().unwrap();
+    let wc =
+        std::process::Command::new("wc").env("LC_ALL", "C").stdin(file.reopen().unwrap()).output().unwrap();
     let start = std::time::Instant::now();
     let output = t.fcap.call_with(&["run", "--rm", "-i", &path("wordcount")], &text);
     let seconds = start.elapsed().as_secs_f64();
@@ -111,7 +112,11 @@ fn words_are_counted_through_a_pipe_as_wc_counts_them() {
     };
     assert_eq!(output.code, 0, "{output:?}");
     assert_eq!(numbers(&output.stdout), numbers(&wc.stdout));
-    println!("{} bytes in {seconds:.2} s: {:.2} MB/s through standard input", text.len(), text.len() as f64 / 1e6 / seconds);
+    println!(
+        "{} bytes in {seconds:.2} s: {:.2} MB/s through standard input",
+        text.len(),
+        text.len() as f64 / 1e6 / seconds
+    );
 }
 
 #[test]
@@ -154,7 +159,16 @@ fn leaking_and_faulting_say_so() {
 fn arguments_environment_and_input_arrive() {
     let t = turn();
     let output = t.fcap.call(&[
-        "run", "--rm", "-e", "GREETING=grüß dich", "-e", "EMPTY=", &path("guest-env"), "one", "two words", "",
+        "run",
+        "--rm",
+        "-e",
+        "GREETING=grüß dich",
+        "-e",
+        "EMPTY=",
+        &path("guest-env"),
+        "one",
+        "two words",
+        "",
     ]);
     assert_eq!(output.code, 0, "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
@@ -275,11 +289,15 @@ fn bad_images_are_refused_and_leave_nothing() {
         ("thirty-two-bit", changed(&|b| b[4] = 1), &["32"]),
         ("shared-object", changed(&|b| b[16] = 3), &["static"]),
         ("other-machine", changed(&|b| b[18] = 183), &["x86_64"]),
-        ("no-notes", changed(&|b| {
-            while let Some(at) = b.windows(4).position(|w| w == b"Xen\0") {
-                b[at] = b'Y';
-            }
-        }), &["Xen"]),
+        (
+            "no-notes",
+            changed(&|b| {
+                while let Some(at) = b.windows(4).position(|w| w == b"Xen\0") {
+                    b[at] = b'Y';
+                }
+            }),
+            &["Xen"],
+        ),
         ("overlong-segment", changed(&|b| u64_at(b, load + 40, 1 << 40)), &["segment"]),
         ("entry-outside", changed(&|b| u64_at(b, note(1), 0xffff_ffff_9000_0000)), &["ENTRY"]),
         ("absurd-base", changed(&|b| u64_at(b, note(3), 0x1234_5678_9abc_def0)), &["VIRT_BASE"]),
@@ -406,21 +424,37 @@ fn hello_boots_with_plain_xl() {
     let t = turn();
     t.node.put("/tmp/hello", &std::fs::read(cli::image("hello")).unwrap()).unwrap();
     t.node.put("/tmp/hello.cfg", b"name='plain'\nkernel='/tmp/hello'\nmemory=16\n").unwrap();
-    let output = t.node.sh("(sleep 20) | timeout 20 xl create -c /tmp/hello.cfg 2>&1; xl destroy plain 2>/dev/null; true").unwrap();
+    let output = t
+        .node
+        .sh("(sleep 20) | timeout 20 xl create -c /tmp/hello.cfg 2>&1; xl destroy plain 2>/dev/null; true")
+        .unwrap();
     assert!(output.contains("Hello"), "{output}");
 }
 
 #[test]
 fn debians_own_kernel_runs_as_a_capsule() {
     let t = turn();
-    let initrd = fcap_tests::rig::busybox_initramfs(t.node, "echo busybox is up; uname -r; cat /proc/cmdline; poweroff -f").unwrap();
+    let initrd = fcap_tests::rig::busybox_initramfs(
+        t.node,
+        "echo busybox is up; uname -r; cat /proc/cmdline; poweroff -f",
+    )
+    .unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("initramfs");
     std::fs::write(&file, initrd).unwrap();
     let kernel = fcap_tests::rig::vmlinuz();
     t.fcap.ok(&[
-        "run", "-d", "--name", "linux", "-m", "128M", "--initrd", file.to_str().unwrap(),
-        "--append", "console=hvc0 quiet marker=42", kernel.to_str().unwrap(),
+        "run",
+        "-d",
+        "--name",
+        "linux",
+        "-m",
+        "128M",
+        "--initrd",
+        file.to_str().unwrap(),
+        "--append",
+        "console=hvc0 quiet marker=42",
+        kernel.to_str().unwrap(),
     ]);
     assert_eq!(t.fcap.ok(&["wait", "linux"]).text(), "0");
     t.log_has("linux", "busybox is up");

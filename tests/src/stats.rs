@@ -22,7 +22,11 @@ pub fn range(samples: &[f64]) -> (f64, f64) {
 /// A line that sums samples up, in their unit.
 pub fn summary(name: &str, unit: &str, samples: &[f64]) -> String {
     let (low, high) = range(samples);
-    format!("{name:<24} median {:>9.2} {unit}   ({low:.2} to {high:.2}, n={})", median(samples), samples.len())
+    format!(
+        "{name:<24} median {:>9.2} {unit}   ({low:.2} to {high:.2}, n={})",
+        median(samples),
+        samples.len()
+    )
 }
 
 /// Milliseconds.

@@ -22,7 +22,10 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
     let hello_kib = std::fs::metadata(cli::image("hello"))?.len() as f64 / 1024.0;
     let image = api.upload(&cli::image("echo")).map_err(anyhow::Error::msg)?;
     let least_kib = image.min_memory_kib.context("echo is a kernel")?;
-    println!("image of hello {hello_kib:.1} KiB, echo {:.1} KiB, runs in {least_kib} KiB", image.size as f64 / 1024.0);
+    println!(
+        "image of hello {hello_kib:.1} KiB, echo {:.1} KiB, runs in {least_kib} KiB",
+        image.size as f64 / 1024.0
+    );
 
     let mut times = Vec::new();
     for i in 0..CAPSULES {

@@ -1,6 +1,6 @@
 //! Request to first byte: fcapd against `xl create -c`, same kernel, same node, alternately.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use fcap_api::{Capsule, CreateCapsule};
@@ -52,22 +52,31 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
         Ok((probed(&ms)?, capsule))
     };
 
-    let (mut xl, mut cold, mut warm, mut cold_runs) = (vec![], vec![], vec![], vec![]);
+    let (mut xl, mut cold, mut warm) = (vec![], vec![], vec![]);
+    let (mut cold_runs, mut warm_runs) = (vec![], vec![]);
     // One of each that does not count: pages of programs and libraries come in, the image is parsed.
     for round in 0..=ROUNDS {
+        quiet(&api)?;
         let ms = node.sh(&format!("/tmp/fcap-probe exec {MARKER} xl create -c /tmp/peer.cfg"))?;
         node.sh("while xl domid peer >/dev/null 2>&1; do xl destroy peer 2>/dev/null; done")?;
         let xl_ms = probed(&ms)?;
-        let (cold_ms, capsule) = ours("cold")?;
-        pool(&api, 1)?;
-        let (warm_ms, _) = ours("warm")?;
-        pool(&api, 0)?;
+        quiet(&api)?;
+        let (cold_ms, cold_run) = ours("cold")?;
+        api.set_pool(1).map_err(anyhow::Error::msg)?;
+        // The pool holds ready what has been used since it was turned on.
+        ours("first")?;
+        rig::wait_until("the pool is full", || Ok(api.node().map_err(anyhow::Error::msg)?.pool_ready == 1))?;
+        quiet(&api)?;
+        let (warm_ms, warm_run) = ours("warm")?;
+        api.set_pool(0).map_err(anyhow::Error::msg)?;
+        rig::wait_until("the pool is empty", || Ok(api.node().map_err(anyhow::Error::msg)?.pool_ready == 0))?;
         eprintln!("round {round:>2}: xl {xl_ms:7.1} ms, cold {cold_ms:6.1} ms, warm {warm_ms:6.1} ms");
         if round > 0 {
             xl.push(xl_ms);
             cold.push(cold_ms);
             warm.push(warm_ms);
-            cold_runs.push(capsule);
+            cold_runs.push(cold_run);
+            warm_runs.push(warm_run);
         }
     }
 
@@ -75,16 +84,8 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
     println!("{}", summary("xl create -c", "ms", &xl));
     println!("{}", summary("fcapd, cold", "ms", &cold));
     println!("{}", summary("fcapd, warm pool", "ms", &warm));
-    println!("where fcapd's time goes (cold, medians):");
-    let steps = &cold_runs[0].steps;
-    for (i, step) in steps.iter().enumerate() {
-        let samples: Vec<f64> = cold_runs
-            .iter()
-            .filter_map(|run| run.steps.get(i))
-            .map(|step| step.ns as f64 / 1e6)
-            .collect();
-        println!("  {:<32} {:>7.3} ms", step.name, median(&samples));
-    }
+    print_steps("cold", &cold_runs);
+    print_steps("warm", &warm_runs);
     let (xl, cold, warm) = (median(&xl), median(&cold), median(&warm));
     Ok(json!({
         "bench": "run",
@@ -96,15 +97,32 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
     }))
 }
 
-/// The probe's figure: its last line, behind what the commands themselves had to say.
-fn probed(output: &str) -> anyhow::Result<f64> {
-    output.lines().last().and_then(|line| line.parse().ok()).with_context(|| format!("no figure in {output:?}"))
+/// Where the time of starts went, by their own account.
+fn print_steps(kind: &str, runs: &[Capsule]) {
+    println!("where fcapd's time goes ({kind}, medians):");
+    for (i, step) in runs[0].steps.iter().enumerate() {
+        let samples: Vec<f64> =
+            runs.iter().filter_map(|run| run.steps.get(i)).map(|step| step.ns as f64 / 1e6).collect();
+        println!("  {:<32} {:>7.3} ms", step.name, median(&samples));
+    }
 }
 
-/// Sets the pool's size and waits until it is full (or empty).
-fn pool(api: &Api, size: u32) -> anyhow::Result<()> {
-    api.set_pool(size).map_err(anyhow::Error::msg)?;
-    rig::wait_until("the pool has its size", || {
-        Ok(api.node().map_err(anyhow::Error::msg)?.pool_ready == size)
+/// The probe's figure: its last line, behind what the commands themselves had to say.
+fn probed(output: &str) -> anyhow::Result<f64> {
+    output
+        .lines()
+        .last()
+        .and_then(|line| line.parse().ok())
+        .with_context(|| format!("no figure in {output:?}"))
+}
+
+/// Waits until dom0 has nothing left to do of what came before: domains are taken apart, and
+/// xenstored's watches served, in the background.
+fn quiet(api: &Api) -> anyhow::Result<()> {
+    let used = || api.node().map(|node| node.dom0_cpu_time_ns).map_err(anyhow::Error::msg);
+    rig::wait_until("dom0 is quiet", || {
+        let (start, before) = (Instant::now(), used()?);
+        std::thread::sleep(Duration::from_millis(500));
+        Ok(Duration::from_nanos(used()? - before) < start.elapsed() / 20)
     })
 }

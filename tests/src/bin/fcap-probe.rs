@@ -45,8 +45,7 @@ fn run(socket: &str, body: &str, marker: &str) -> Result<Duration, Box<dyn Error
 fn exec(marker: &str, program: &str, args: &[&str]) -> Result<Duration, Box<dyn Error>> {
     let start = Instant::now();
     // Standard input stays open: a console client would leave at its end.
-    let mut child =
-        Command::new(program).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut child = Command::new(program).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut stdout = child.stdout.take().ok_or("no standard output")?;
     let elapsed = time_to(&mut stdout, marker, start);
     child.kill()?;

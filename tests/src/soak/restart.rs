@@ -35,12 +35,15 @@ pub fn run(rounds: u32, seed: u64) -> anyhow::Result<()> {
 
     for round in 1..=rounds {
         // Mostly while all is quiet, often in the middle of finding its capsules again.
-        let pause_ms = if random.random_bool(0.5) { random.random_range(0..150) } else { random.random_range(0..2500) };
+        let pause_ms =
+            if random.random_bool(0.5) { random.random_range(0..150) } else { random.random_range(0..2500) };
         std::thread::sleep(std::time::Duration::from_millis(pause_ms));
         node.sh("kill -9 $(pidof fcapd)")?;
         if random.random_bool(0.3) {
             // The next one may not even have opened its socket.
-            rig::wait_until("init has started fcapd again", || Ok(node.sh("pidof fcapd || true")?.trim() != ""))?;
+            rig::wait_until("init has started fcapd again", || {
+                Ok(node.sh("pidof fcapd || true")?.trim() != "")
+            })?;
             continue;
         }
         let capsules = capsules(&node)?;
@@ -96,7 +99,10 @@ fn domids_of_xl(node: &Node) -> anyhow::Result<BTreeSet<u32>> {
     let list = node.sh("xl list")?;
     let numbers = list.lines().skip(1).map(|line| {
         // A zombie's name is "(null)"; its number is in the second column all the same.
-        line.split_whitespace().nth(1).and_then(|field| field.parse().ok()).with_context(|| format!("{line:?}"))
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|field| field.parse().ok())
+            .with_context(|| format!("{line:?}"))
     });
     let mut domids: BTreeSet<u32> = numbers.collect::<anyhow::Result<_>>()?;
     domids.remove(&0);
