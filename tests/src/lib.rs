@@ -1,7 +1,7 @@
 //! End-to-end tests, benchmarks and long runs: what they share.
 //!
 //! [`rig`] brings up nodes with real Xen, [`cli`] runs the built `fcap` against them, [`api`]
-//! speaks to fcapd directly. Benchmarks are in [`bench`], long runs in [`soak`]; `xen.rs`
+//! speaks to fcapd directly. Benchmarks are in [`mod@bench`], long runs in [`soak`]; `xen.rs`
 //! beside this folder holds the tests.
 #![forbid(unsafe_code)]
 

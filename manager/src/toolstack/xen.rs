@@ -566,6 +566,8 @@ impl Domain for XenDomain {
             if outcome.notify {
                 self.notify(held)?;
             }
+            // Its first output, or its end, is out.
+            self.shared.registrar.heard_of(self.domid);
             Ok(outcome.len)
         })
     }
