@@ -169,6 +169,17 @@ pub fn wait_until(what: &str, mut question: impl FnMut() -> anyhow::Result<bool>
     bail!("waited for a minute: {what}")
 }
 
+/// Waits until dom0 has nothing left to do of what came before: domains are taken apart, and
+/// xenstored's watches served, in the background.
+pub fn quiet(api: &Api) -> anyhow::Result<()> {
+    let used = || api.node().map(|node| node.dom0_cpu_time_ns).map_err(anyhow::Error::msg);
+    wait_until("dom0 is quiet", || {
+        let (start, before) = (Instant::now(), used()?);
+        std::thread::sleep(Duration::from_millis(500));
+        Ok(Duration::from_nanos(used()? - before) < start.elapsed() / 20)
+    })
+}
+
 /// The program that measures inside dom0.
 pub fn probe() -> PathBuf {
     cli::tree().join("target/release/fcap-probe")

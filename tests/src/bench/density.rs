@@ -54,6 +54,7 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
     let largest = stats.iter().map(|stats| stats.memory_kib).max().unwrap_or(0);
     let overhead_kib = largest as f64 - image.size as f64 / 1024.0;
 
+    rig::quiet(&api)?;
     println!("idle for {} s", IDLE.as_secs());
     let (start, before) = (Instant::now(), api.node().map_err(anyhow::Error::msg)?);
     std::thread::sleep(IDLE);

@@ -1,12 +1,11 @@
 //! Request to first byte: fcapd against `xl create -c`, same kernel, same node, alternately.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use fcap_api::{Capsule, CreateCapsule};
 use serde_json::json;
 
-use crate::api::Api;
 use crate::cli;
 use crate::rig::{self, Node};
 use crate::stats::{median, summary};
@@ -56,17 +55,17 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
     let (mut cold_runs, mut warm_runs) = (vec![], vec![]);
     // One of each that does not count: pages of programs and libraries come in, the image is parsed.
     for round in 0..=ROUNDS {
-        quiet(&api)?;
+        rig::quiet(&api)?;
         let ms = node.sh(&format!("/tmp/fcap-probe exec {MARKER} xl create -c /tmp/peer.cfg"))?;
         node.sh("while xl domid peer >/dev/null 2>&1; do xl destroy peer 2>/dev/null; done")?;
         let xl_ms = probed(&ms)?;
-        quiet(&api)?;
+        rig::quiet(&api)?;
         let (cold_ms, cold_run) = ours("cold")?;
         api.set_pool(1).map_err(anyhow::Error::msg)?;
         // The pool holds ready what has been used since it was turned on.
         ours("first")?;
         rig::wait_until("the pool is full", || Ok(api.node().map_err(anyhow::Error::msg)?.pool_ready == 1))?;
-        quiet(&api)?;
+        rig::quiet(&api)?;
         let (warm_ms, warm_run) = ours("warm")?;
         api.set_pool(0).map_err(anyhow::Error::msg)?;
         rig::wait_until("the pool is empty", || Ok(api.node().map_err(anyhow::Error::msg)?.pool_ready == 0))?;
@@ -114,15 +113,4 @@ fn probed(output: &str) -> anyhow::Result<f64> {
         .last()
         .and_then(|line| line.parse().ok())
         .with_context(|| format!("no figure in {output:?}"))
-}
-
-/// Waits until dom0 has nothing left to do of what came before: domains are taken apart, and
-/// xenstored's watches served, in the background.
-fn quiet(api: &Api) -> anyhow::Result<()> {
-    let used = || api.node().map(|node| node.dom0_cpu_time_ns).map_err(anyhow::Error::msg);
-    rig::wait_until("dom0 is quiet", || {
-        let (start, before) = (Instant::now(), used()?);
-        std::thread::sleep(Duration::from_millis(500));
-        Ok(Duration::from_nanos(used()? - before) < start.elapsed() / 20)
-    })
 }

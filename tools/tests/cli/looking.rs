@@ -128,7 +128,7 @@ fn events_are_kept_and_followed() {
     assert_eq!(serde_json::from_str::<serde_json::Value>(&first).unwrap()["action"], "create");
     server.ok(&["rm", "e"]);
     assert!(more.lines().map_while(Result::ok).any(|line| line.contains(r#""action":"remove""#)));
-    signal(&following, "INT");
+    signal(&following, "TERM");
     following.wait().unwrap();
 }
 
