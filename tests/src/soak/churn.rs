@@ -56,7 +56,7 @@ pub fn inventory(node: &Node) -> anyhow::Result<BTreeMap<&'static str, String>> 
     let ask = [
         ("free memory MiB", "xl info | awk '/^free_memory/ {print $3}'"),
         ("xenstore nodes", "xenstore-ls -f | grep -c ."),
-        ("event channels", "lsevtchn 0 | wc -l"),
+        ("event channels", "/usr/lib/xen-4.17/bin/lsevtchn 0 | grep -c ."),
         ("descriptors of fcapd", "ls /proc/$(pidof fcapd)/fd | wc -l"),
         ("mappings of fcapd", "grep -c -e privcmd -e xen /proc/$(pidof fcapd)/maps || true"),
         ("files of fcapd", "find /var/lib/fcap -path '*capsules*' | wc -l"),
