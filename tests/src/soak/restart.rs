@@ -44,7 +44,7 @@ pub fn run(rounds: u32, seed: u64) -> anyhow::Result<()> {
             rig::wait_until("init has started fcapd again", || {
                 Ok(node.sh("pidof fcapd || true")?.trim() != "")
             })?;
-            continue;
+            node.sh("kill -9 $(pidof fcapd)")?;
         }
         let capsules = capsules(&node)?;
         let now = domids_of_xl(&node)?;
