@@ -26,6 +26,80 @@ pub enum Kind {
     Env = 3,
     /// The capsule's name, UTF-8.
     Name = 4,
+    /// One network interface, [`Net`]; in order, the first is `device/vif/0`.
+    Net = 5,
+}
+
+/// Addresses of a network interface, as they travel in a record of [`Kind::Net`].
+///
+/// All zero means "none" for each address; a family whose address is none is not used.
+/// Layout, network byte order: MAC (6), MTU (2), IPv4 address (4), gateway (4), name server (4),
+/// prefix lengths of IPv4 and IPv6 (1 each), zero (2), then IPv6 address, gateway and name server
+/// (16 each): 72 bytes. Readers ignore what follows, so that more can be added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Net {
+    /// Hardware address.
+    pub mac: [u8; 6],
+    /// Largest IP packet in bytes.
+    pub mtu: u16,
+    /// IPv4 address.
+    pub ipv4: [u8; 4],
+    /// IPv4 address of the router.
+    pub gateway4: [u8; 4],
+    /// IPv4 address of the name server.
+    pub dns4: [u8; 4],
+    /// Bits of the IPv4 network, at most 32.
+    pub prefix4: u8,
+    /// Bits of the IPv6 network, at most 128.
+    pub prefix6: u8,
+    /// IPv6 address.
+    pub ipv6: [u8; 16],
+    /// IPv6 address of the router.
+    pub gateway6: [u8; 16],
+    /// IPv6 address of the name server.
+    pub dns6: [u8; 16],
+}
+
+/// Bytes of a [`Net`].
+const NET_LEN: usize = 72;
+
+impl Net {
+    /// The record's body.
+    pub fn emit(&self) -> [u8; NET_LEN] {
+        let mut body = [0; NET_LEN];
+        body[..6].copy_from_slice(&self.mac);
+        body[6..8].copy_from_slice(&self.mtu.to_be_bytes());
+        body[8..12].copy_from_slice(&self.ipv4);
+        body[12..16].copy_from_slice(&self.gateway4);
+        body[16..20].copy_from_slice(&self.dns4);
+        body[20] = self.prefix4;
+        body[21] = self.prefix6;
+        body[24..40].copy_from_slice(&self.ipv6);
+        body[40..56].copy_from_slice(&self.gateway6);
+        body[56..].copy_from_slice(&self.dns6);
+        body
+    }
+
+    /// Reads a record's body; `None` if it is too short or a prefix is too long.
+    pub fn parse(body: &[u8]) -> Option<Self> {
+        fn field<const N: usize>(body: &[u8; NET_LEN], at: usize) -> [u8; N] {
+            core::array::from_fn(|i| body[at + i])
+        }
+        let body = body.first_chunk::<NET_LEN>()?;
+        let net = Self {
+            mac: field(body, 0),
+            mtu: u16::from_be_bytes(field(body, 6)),
+            ipv4: field(body, 8),
+            gateway4: field(body, 12),
+            dns4: field(body, 16),
+            prefix4: body[20],
+            prefix6: body[21],
+            ipv6: field(body, 24),
+            gateway6: field(body, 40),
+            dns6: field(body, 56),
+        };
+        (net.prefix4 <= 32 && net.prefix6 <= 128).then_some(net)
+    }
 }
 
 /// The records of a boot module: kind as a number, and body.
@@ -96,6 +170,16 @@ mod tests {
             for ((kind, body), expected) in read.into_iter().zip(&bodies) {
                 prop_assert_eq!(kind, Kind::Arg as u32);
                 prop_assert_eq!(body, &expected[..]);
+            }
+        }
+
+        #[test]
+        fn interfaces_come_back_as_written(body in proptest::collection::vec(any::<u8>(), 0..90)) {
+            if let Some(net) = Net::parse(&body) {
+                prop_assert_eq!(Net::parse(&net.emit()), Some(net));
+                prop_assert_eq!(&net.emit()[24..], &body[24..NET_LEN]);
+            } else {
+                prop_assert!(body.len() < NET_LEN || body[20] > 32 || body[21] > 128);
             }
         }
 
