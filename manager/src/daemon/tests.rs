@@ -179,10 +179,17 @@ impl Machine {
     /// Runs a daemon until `script` is done or has failed, then kills it.
     fn run<T>(&self, failpoint: &Failpoint, script: impl AsyncFnOnce(Arc<Daemon>) -> T) -> Option<T> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let alive = Arc::new(Mutex::new(true));
         let work = async {
             let signals = Arc::<Signals>::default();
+            let (sink, alive) = (signals.sink(), alive.clone());
             let toolstack = Fragile {
-                inner: self.world.toolstack(signals.sink()),
+                inner: self.world.toolstack(Arc::new(move |event| {
+                    let alive = alive.lock().unwrap();
+                    if *alive {
+                        sink(event);
+                    }
+                })),
                 failpoint: failpoint.clone(),
                 shared: self.shared.clone(),
             };
@@ -194,7 +201,9 @@ impl Machine {
             script(daemon).await
         };
         let result = runtime.block_on(AssertUnwindSafe(work).catch_unwind());
-        // From now on nothing comes from the world to this daemon.
+        // What the world is telling it just now comes to its end, and nothing comes any more: a
+        // process that is killed does nothing beside its successor.
+        *alive.lock().unwrap() = false;
         self.world.toolstack(Arc::new(|_| {}));
         result.ok()
     }

@@ -109,7 +109,8 @@ impl Layout {
             loop {
                 let base = kernel.virt_base >> PAGE_SHIFT;
                 let end = base + first_table + tables + 1 + PADDING_PAGES;
-                let mapped = end.next_multiple_of(END_ALIGN_PAGES) - base;
+                // Up to the boundary, but a domain that ends before it is not too small for that.
+                let mapped = (end.next_multiple_of(END_ALIGN_PAGES) - base).min(nr_pages.max(end - base));
                 match table_pages(kernel.virt_base, mapped) {
                     needed if needed <= tables => break (tables, mapped),
                     needed => tables = needed,
@@ -226,6 +227,15 @@ mod tests {
         let kernel = kernel(0xffff_ffff_8000_0000, 0..16, true);
         assert!(Layout::new(&kernel, 1, 1 << 19).is_ok());
         assert_eq!(Layout::new(&kernel, 1, (1 << 19) + 1), Err(Error::TooLarge(1 << 19)));
+    }
+
+    #[test]
+    fn a_kernel_for_which_some_memory_is_enough_has_enough_with_more() {
+        let kernel = kernel(0x7f_ffff_f000, 429..495, false);
+        let least = Layout::least_pages(&kernel, 387);
+        for extra in 0..2000 {
+            assert!(Layout::new(&kernel, 387, least + extra).is_ok(), "{extra} more than {least}");
+        }
     }
 
     proptest! {
