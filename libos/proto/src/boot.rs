@@ -28,6 +28,9 @@ pub enum Kind {
     Name = 4,
     /// One network interface, [`Net`]; in order, the first is `device/vif/0`.
     Net = 5,
+    /// `u64`, little endian: nanoseconds that the capsule has stood still for, as far as the
+    /// host knows; only in [`RESUME`](crate::console::RESUME).
+    Stood = 6,
 }
 
 /// Addresses of a network interface, as they travel in a record of [`Kind::Net`].

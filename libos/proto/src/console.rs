@@ -1,11 +1,12 @@
 //! The console page: Xen's console rings, and behind them fcap's status area.
 //!
 //! Xen's `struct xencons_interface` (`xen/include/public/io/console.h`) fills
-//! the first 3,088 bytes of the page. The last 512 bytes are ours: a capsule
+//! the first 3,088 bytes of the page. The last 1,000 bytes are ours: a capsule
 //! and `fcapd` exchange through them what the rings cannot carry (end of input,
-//! exit code, why the capsule died), without a single xenstore request. A
-//! capsule started by another toolstack finds no [`STATUS_MAGIC`] there and does
-//! without.
+//! requests to suspend, exit code, why the capsule died), without a single xenstore
+//! request. A capsule started by another toolstack finds no [`STATUS_MAGIC`] there
+//! and does without. What is said about suspending is explained in
+//! [`suspend`](crate::suspend).
 //!
 //! Each field has one writer. Everything a capsule writes is hostile to the
 //! manager: copy once, bound, then use.
@@ -27,11 +28,22 @@ pub const OUT_CONS: usize = 3080;
 /// `u32`: producer index of the output ring, written by the guest.
 pub const OUT_PROD: usize = 3084;
 
+/// `u32`: bits for the host, written by the guest: [`GUEST_SUSPENDS`].
+pub const GUEST_FLAGS: usize = 3096;
+/// The guest listens for [`HOST_SUSPEND`] and [`HOST_TRACK`], from when it first waits for anything.
+pub const GUEST_SUSPENDS: u32 = 1;
+/// Records as in the boot module ([`boot`](crate::boot)), written by the host while the guest is
+/// suspended: what is new to it when it goes on.
+pub const RESUME: usize = 3104;
+/// Bytes of [`RESUME`]: room for a name, entropy, and four network interfaces.
+pub const RESUME_LEN: usize = STATUS - RESUME;
+
 /// `u64`: [`STATUS_MAGIC`] when the builder is fcapd; written before the guest runs.
 pub const STATUS: usize = 3584;
 /// "fcapcon1" in memory order.
 pub const STATUS_MAGIC: u64 = u64::from_le_bytes(*b"fcapcon1");
-/// `u32`: bits for the guest, written by the host: [`HOST_STDIN`], [`HOST_EOF`], [`HOST_NO_STORE`].
+/// `u32`: bits for the guest, written by the host: [`HOST_STDIN`], [`HOST_EOF`], [`HOST_NO_STORE`],
+/// [`HOST_SUSPEND`], [`HOST_TRACK`], and in [`HOST_REASON`] a [`Reason`](crate::suspend::Reason).
 pub const HOST_FLAGS: usize = 3592;
 /// The host will send standard input. Without it, reading yields end of file at once.
 pub const HOST_STDIN: u32 = 1;
@@ -41,6 +53,13 @@ pub const HOST_EOF: u32 = 2;
 /// empties the ring when it is told of the capsule. The bit is cleared then, with an event.
 /// This keeps xenstored out of the way of a capsule that starts.
 pub const HOST_NO_STORE: u32 = 4;
+/// The guest shall suspend itself; set and cleared with an event.
+pub const HOST_SUSPEND: u32 = 8;
+/// The guest shall keep track of the pages it changes ([`dirty`](crate::dirty)); set and cleared
+/// with an event.
+pub const HOST_TRACK: u32 = 16;
+/// The bits that say why the guest is to be suspended, or was.
+pub const HOST_REASON: u32 = 0xf00;
 /// `u32`: an [`EndKind`], written last by the guest, before it shuts down; 0 until then.
 pub const END_KIND: usize = 3596;
 /// `i32`: the exit code.
@@ -49,6 +68,11 @@ pub const EXIT_CODE: usize = 3600;
 pub const MESSAGE_LEN: usize = 3604;
 /// `u32`: entries used of [`BACKTRACE`].
 pub const BACKTRACE_LEN: usize = 3608;
+/// `u32`: frame of the page that [`dirty`](crate::dirty) describes, written by the guest; 0 while there is none,
+/// [`NO_TRACKING`] if there will be none.
+pub const TRACKING: usize = 3612;
+/// [`HOST_TRACK`] is set, but there is no memory for it.
+pub const NO_TRACKING: u32 = u32::MAX;
 /// `[u64; BACKTRACE_MAX]`: return addresses, innermost first.
 pub const BACKTRACE: usize = 3616;
 /// Most return addresses that fit.

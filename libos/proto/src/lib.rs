@@ -7,6 +7,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`boot`], [`console`] | what is ours alone: boot module, status area of the console page |
+//! | [`suspend`], [`dirty`] | the same, for moving a capsule while it runs |
 //! | [`elfnote`], [`start_info`], [`cmdline`] | start of day |
 //! | [`domid`], [`frame`], [`evtchn`], [`gnttab`] | domains, frames, ports, grants |
 //! | [`hypercall`], [`shared_info`], [`pvclock`] | the doors to Xen |
@@ -17,6 +18,7 @@
 pub mod boot;
 pub mod cmdline;
 pub mod console;
+pub mod dirty;
 pub mod domid;
 pub mod elfnote;
 pub mod evtchn;
@@ -27,6 +29,7 @@ pub mod pvclock;
 pub mod ring;
 pub mod shared_info;
 pub mod start_info;
+pub mod suspend;
 pub mod xenstore;
 
 pub use domid::DomId;
