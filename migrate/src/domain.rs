@@ -182,7 +182,11 @@ pub trait DirtySource {
     fn take(&mut self, dirty: &mut PageBitmap) -> DomainResult<()>;
 
     /// The same once the domain is suspended, with all pages whose writes this source cannot see:
-    /// those that others write to (granted, rings), and those that Xen writes to.
+    /// those that others write to (granted, rings), those that Xen writes to, and page tables
+    /// that may have changed in more than accessed and dirty bits. A page that became a page
+    /// table, or ceased to be one, counts as written.
+    ///
+    /// This is in the downtime: name a page table only if nothing says that it is unchanged.
     ///
     /// # Errors
     /// If the domain is gone.
@@ -290,22 +294,35 @@ pub trait DestinationDomain: Sync {
     /// The machine frame behind a page; `None` if the page has no memory.
     fn mfn_of(&self, pfn: Pfn) -> Option<Mfn>;
 
-    /// Sets the content of pages; page tables have machine frames already. `pages` is as long as
-    /// `pfns`, and all of them have memory.
+    /// Sets type and content of pages; page tables have machine frames already. `types` and
+    /// `pages` are as long as `pfns`, and all pages have memory. A page may come again in a later
+    /// round, with another type.
     ///
     /// # Errors
     /// If the hypervisor fails.
-    fn write_pages(&self, pfns: &[Pfn], pages: &[Page]) -> DomainResult<()>;
+    fn write_pages(&self, pfns: &[Pfn], types: &[PageType], pages: &[Page]) -> DomainResult<()>;
 
-    /// Makes pages all zero; all of them have memory.
+    /// Makes pages all zero, and no page tables; all of them have memory.
     ///
     /// # Errors
     /// If the hypervisor fails.
     fn clear_pages(&self, pages: PfnRange) -> DomainResult<()>;
 
-    /// Completes the domain: writes the p2m list and what else names machine frames, has page
-    /// tables pinned and contexts set, connects devices as far as they do not act yet. It stays
-    /// paused.
+    /// A round has arrived, the domain still runs at the source, and nothing is written meanwhile:
+    /// time for what would otherwise be downtime, such as having Xen check the page tables that
+    /// are not likely to change. `tables` are all page tables so far, ascending by page. Their
+    /// content may make no sense yet.
+    ///
+    /// # Errors
+    /// If the hypervisor fails; not for tables that make no sense.
+    fn prepare(&self, tables: &[Table]) -> DomainResult<()> {
+        let _ = tables;
+        Ok(())
+    }
+
+    /// Completes the domain: writes what names machine frames (the p2m list may have been
+    /// written since [`DestinationHost::create`]), has page tables pinned and contexts set,
+    /// connects devices as far as they do not act yet. It stays paused.
     ///
     /// # Errors
     /// If the state makes no sense or the hypervisor refuses it.
