@@ -78,6 +78,9 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
         "unit and property",
         &mut cargo(&["test", "--locked", "--workspace", "--exclude", "fcap-tests", "--no-fail-fast"]),
     )?;
+    let mut examples = vec!["test", "--locked", "--manifest-path", "libos/examples/Cargo.toml"];
+    examples.extend(["--package", "http-core", "--package", "kv-core"]);
+    t.suite("examples without libos", &mut cargo(&examples))?;
     if !quick {
         end_to_end(t)?;
     }
@@ -94,11 +97,13 @@ fn end_to_end(t: &mut Tally) -> Result<()> {
     for package in ["libos/examples", "tests/guests"] {
         let manifest = format!("{package}/Cargo.toml");
         let name = package.replace('/', " ");
-        t.suite(&format!("format {name}"), &mut cargo(&["fmt", "--manifest-path", &manifest, "--check"]))?;
         t.suite(
-            &format!("clippy {name}"),
-            &mut cargo(&["clippy", "--locked", "--manifest-path", &manifest, "--", "--deny", "warnings"]),
+            &format!("format {name}"),
+            &mut cargo(&["fmt", "--all", "--manifest-path", &manifest, "--check"]),
         )?;
+        let mut clippy = vec!["clippy", "--locked", "--workspace", "--manifest-path", &manifest];
+        clippy.extend(["--", "--deny", "warnings"]);
+        t.suite(&format!("clippy {name}"), &mut cargo(&clippy))?;
     }
     let built = t.suite(
         "build end-to-end",
