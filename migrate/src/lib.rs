@@ -4,6 +4,7 @@
 pub mod bitmap;
 pub mod domain;
 pub mod error;
+pub mod handover;
 pub mod page;
 pub mod wire;
 
