@@ -1,0 +1,254 @@
+//! Which hardware address has an IP address on the link: ARP (RFC 826) and neighbour discovery (RFC 4861).
+//!
+//! smoltcp has a table of its own, which asks for one neighbour a second and walks all entries
+//! for each packet. A proxy that opens connections to ten servers would wait nine seconds.
+
+use crate::link::Mac;
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
+use core::net::IpAddr;
+use smoltcp::time::{Duration, Instant};
+
+/// Entries, so that a link full of strangers does not use up memory.
+const ENTRIES_MAX: usize = 1024;
+/// Packets kept for neighbours that have not answered.
+const QUEUED_MAX: usize = 64;
+/// Longest packet that is kept; TCP sends larger ones again.
+const QUEUED_LEN_MAX: usize = 2048;
+/// Questions before giving up.
+const QUESTIONS_MAX: u8 = 3;
+/// Between questions.
+const QUESTION_INTERVAL: Duration = Duration::from_secs(1);
+/// An answer older than this is asked for again when it is used next.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// The neighbours of an interface.
+#[derive(Debug, Default)]
+pub(crate) struct Neighbors {
+    entries: BTreeMap<IpAddr, Entry>,
+    /// Those who have been asked and have not answered.
+    asked: BTreeSet<IpAddr>,
+    /// Packets that wait for answers.
+    queued: Vec<(IpAddr, Vec<u8>)>,
+    /// The last one found, which most packets are for.
+    last: Option<(IpAddr, Mac, Instant)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    mac: Option<Mac>,
+    /// When the address was last confirmed, or first asked for.
+    since: Instant,
+    questions: u8,
+    next_question: Instant,
+}
+
+/// What to do with a packet.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Send it there.
+    Found(Mac),
+    /// Send it there, and ask whether that is still right.
+    Confirm(Mac),
+    /// Keep it with [`Neighbors::queue`].
+    Wait {
+        /// Ask now.
+        ask: bool,
+    },
+}
+
+impl Neighbors {
+    /// Looks for a neighbour to whom a packet is to be sent.
+    pub(crate) fn look_up(&mut self, address: IpAddr, now: Instant) -> Answer {
+        if let Some((last, mac, until)) = self.last
+            && last == address
+            && now < until
+        {
+            return Answer::Found(mac);
+        }
+        if !self.entries.contains_key(&address) {
+            self.make_room();
+            let entry = Entry { mac: None, since: now, questions: 0, next_question: now };
+            self.entries.insert(address, entry);
+        }
+        let entry = self.entries.get_mut(&address).expect("it was just made");
+        let ask = match entry.mac {
+            Some(_) => now >= entry.since + FRESH && entry.may_ask(now),
+            None => entry.may_ask(now),
+        };
+        if ask {
+            entry.questions += 1;
+            entry.next_question = now + QUESTION_INTERVAL;
+            self.asked.insert(address);
+        }
+        match entry.mac {
+            Some(mac) if ask => Answer::Confirm(mac),
+            Some(mac) => {
+                // Until then there is nothing to ask.
+                self.last = Some((address, mac, (entry.since + FRESH).max(entry.next_question)));
+                Answer::Found(mac)
+            }
+            None => Answer::Wait { ask },
+        }
+    }
+
+    /// Keeps a packet until its neighbour answers; the oldest gives way.
+    pub(crate) fn queue(&mut self, address: IpAddr, packet: &[u8]) {
+        if packet.len() <= QUEUED_LEN_MAX {
+            if self.queued.len() == QUEUED_MAX {
+                self.queued.remove(0);
+            }
+            self.queued.push((address, packet.to_vec()));
+        }
+    }
+
+    /// Learns where a neighbour is; returns what waited for it.
+    ///
+    /// Neighbours about whom nobody has asked are learned only if `create` is set, as it is for
+    /// those who ask for us and whom we shall answer.
+    pub(crate) fn learn(&mut self, address: IpAddr, mac: Mac, create: bool, now: Instant) -> Vec<Vec<u8>> {
+        if !mac.is_unicast() || !(self.entries.contains_key(&address) || create) {
+            return Vec::new();
+        }
+        if !self.entries.contains_key(&address) {
+            self.make_room();
+        }
+        self.last = None;
+        self.asked.remove(&address);
+        self.entries.insert(address, Entry { mac: Some(mac), since: now, questions: 0, next_question: now });
+        self.queued.extract_if(.., |(to, _)| *to == address).map(|(_, packet)| packet).collect()
+    }
+
+    /// Neighbours that are to be asked again now; gives up those that do not answer.
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<IpAddr> {
+        let mut ask = Vec::new();
+        let mut given_up = Vec::new();
+        for &address in &self.asked {
+            let Some(entry) = self.entries.get_mut(&address) else { continue };
+            if now < entry.next_question {
+                continue;
+            }
+            if entry.questions >= QUESTIONS_MAX {
+                given_up.push(address);
+            } else {
+                entry.questions += 1;
+                entry.next_question = now + QUESTION_INTERVAL;
+                ask.push(address);
+            }
+        }
+        given_up.into_iter().for_each(|address| self.forget(address));
+        ask
+    }
+
+    /// When [`Self::due`] has something to do.
+    pub(crate) fn due_at(&self) -> Option<Instant> {
+        let entries = self.asked.iter().filter_map(|address| self.entries.get(address));
+        entries.map(|entry| entry.next_question).min()
+    }
+
+    /// Forgets everything, as when the link is another one.
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    fn make_room(&mut self) {
+        if self.entries.len() >= ENTRIES_MAX {
+            let oldest =
+                self.entries.iter().min_by_key(|(_, entry)| entry.since).map(|(&address, _)| address);
+            oldest.into_iter().for_each(|address| self.forget(address));
+        }
+    }
+
+    fn forget(&mut self, address: IpAddr) {
+        self.entries.remove(&address);
+        self.asked.remove(&address);
+        self.queued.retain(|(to, _)| *to != address);
+        self.last = None;
+    }
+}
+
+impl Entry {
+    fn may_ask(&self, now: Instant) -> bool {
+        self.questions == 0 || (now >= self.next_question && self.questions < QUESTIONS_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use core::net::Ipv4Addr;
+    use std::vec;
+
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+    fn address(n: u32) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::from_bits(0x0a58_0000 + n))
+    }
+
+    fn at(ms: i64) -> Instant {
+        Instant::from_millis(ms)
+    }
+
+    #[test]
+    fn packets_wait_for_the_answer() {
+        let mut neighbors = Neighbors::default();
+        assert_eq!(neighbors.look_up(address(1), at(0)), Answer::Wait { ask: true });
+        assert_eq!(neighbors.look_up(address(1), at(1)), Answer::Wait { ask: false });
+        for n in 0..70 {
+            neighbors.queue(address(1), &[n]);
+        }
+        neighbors.queue(address(1), &[0; 3000]);
+        let queued = neighbors.learn(address(1), MAC, false, at(5));
+        assert_eq!(queued, (6..70).map(|n| vec![n]).collect::<Vec<_>>());
+        assert_eq!(neighbors.look_up(address(1), at(6)), Answer::Found(MAC));
+        assert_eq!(neighbors.due_at(), None);
+    }
+
+    #[test]
+    fn several_neighbors_are_asked_at_once() {
+        let mut neighbors = Neighbors::default();
+        for n in 0..10 {
+            assert_eq!(neighbors.look_up(address(n), at(0)), Answer::Wait { ask: true });
+        }
+    }
+
+    #[test]
+    fn who_does_not_answer_is_given_up() {
+        let mut neighbors = Neighbors::default();
+        neighbors.look_up(address(1), at(0));
+        assert_eq!(neighbors.due_at(), Some(at(1000)));
+        assert_eq!(neighbors.due(at(1000)), vec![address(1)]);
+        assert_eq!(neighbors.due(at(2000)), vec![address(1)]);
+        assert!(neighbors.due(at(3000)).is_empty());
+        assert_eq!(neighbors.due_at(), None);
+        assert!(neighbors.entries.is_empty());
+    }
+
+    #[test]
+    fn old_answers_are_confirmed_and_used_meanwhile() {
+        let mut neighbors = Neighbors::default();
+        neighbors.learn(address(1), MAC, true, at(0));
+        assert_eq!(neighbors.look_up(address(1), at(59_999)), Answer::Found(MAC));
+        assert_eq!(neighbors.look_up(address(1), at(60_000)), Answer::Confirm(MAC));
+        assert_eq!(neighbors.look_up(address(1), at(60_001)), Answer::Found(MAC));
+        neighbors.learn(address(1), MAC, false, at(60_002));
+        assert_eq!(neighbors.look_up(address(1), at(100_000)), Answer::Found(MAC));
+    }
+
+    #[test]
+    fn strangers_are_bounded_and_not_learned_unasked() {
+        let mut neighbors = Neighbors::default();
+        neighbors.learn(address(1), MAC, false, at(0));
+        assert!(neighbors.entries.is_empty());
+        for n in 0..5000 {
+            neighbors.learn(address(n), MAC, true, at(i64::from(n)));
+        }
+        assert_eq!(neighbors.entries.len(), ENTRIES_MAX);
+        assert!(neighbors.entries.contains_key(&address(4999)));
+        neighbors.learn(address(9999), Mac::BROADCAST, true, at(0));
+        assert!(!neighbors.entries.contains_key(&address(9999)));
+    }
+}

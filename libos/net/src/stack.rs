@@ -1,0 +1,376 @@
+//! The stack: interfaces, and which of its parts a packet is for.
+
+use crate::{
+    Error,
+    flow::{self, Upper},
+    interface::{Interface, Out},
+    link::{Config, Transmit},
+    slab::Slab,
+    tcp::{Segment, Tcp, register},
+    udp::{self, Udp, UdpId},
+};
+use alloc::{collections::BTreeMap, vec, vec::Vec};
+use core::{
+    net::{IpAddr, SocketAddr},
+    task::{Poll, Waker},
+};
+use smoltcp::{iface::SocketSet, time::Instant};
+
+/// The loopback is the first interface.
+const LOOPBACK: usize = 0;
+/// Rounds between the capsule and itself before others get their turn.
+const LOOPBACK_ROUNDS: usize = 16;
+
+/// TCP/IP over some cards.
+pub struct Stack<T> {
+    /// The loopback, then the cards.
+    pub(crate) interfaces: Vec<Interface<T>>,
+    pub(crate) tcp: Tcp,
+    udp: Slab<Udp>,
+    /// Datagram sockets by port.
+    udp_ports: BTreeMap<u16, Vec<usize>>,
+    /// Datagram sockets that wait for room.
+    udp_waiting: Vec<usize>,
+    /// What smoltcp answers when nobody of ours does.
+    nobody: SocketSet<'static>,
+    random: u64,
+}
+
+/// Addresses of the capsule, as configured.
+pub type Addresses = Config;
+
+impl<T: Transmit> Stack<T> {
+    /// A stack over cards with their addresses.
+    ///
+    /// `memory_max` bounds the buffers of all connections, in bytes. `random` must be hard to
+    /// guess: ports and sequence numbers come from it.
+    pub fn new(cards: Vec<(Config, T)>, memory_max: usize, random: u64, now: Instant) -> Self {
+        let addresses = |config: &Config| {
+            let ipv4 = config.ipv4.map(|(address, _)| IpAddr::V4(address));
+            ipv4.into_iter().chain(config.ipv6.map(|(address, _)| IpAddr::V6(address)))
+        };
+        // No generator takes zero.
+        let mut stack = Self {
+            interfaces: Vec::new(),
+            tcp: Tcp::new(memory_max),
+            udp: Slab::new(),
+            udp_ports: BTreeMap::new(),
+            udp_waiting: Vec::new(),
+            nobody: SocketSet::new(vec![]),
+            random: random | 1,
+        };
+        let own: Vec<IpAddr> = cards.iter().flat_map(|(config, _)| addresses(config)).collect();
+        let seed = stack.random();
+        stack.interfaces.push(Interface::loopback(own.into_iter(), seed, now));
+        for (config, card) in cards {
+            let seed = stack.random();
+            stack.interfaces.push(Interface::card(config, card, seed, now));
+        }
+        stack
+    }
+
+    /// An xorshift* generator (Marsaglia, Vigna): ports must differ, and be hard to guess.
+    pub(crate) fn random(&mut self) -> u64 {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// The cards' addresses, in order.
+    pub fn addresses(&self) -> impl Iterator<Item = &Config> {
+        self.interfaces.iter().filter_map(|interface| match &interface.out {
+            Out::Card { config, .. } => Some(config),
+            Out::Loopback(_) => None,
+        })
+    }
+
+    /// Card number `card`, counted from 0.
+    ///
+    /// # Panics
+    /// If there is no such card.
+    pub fn card(&mut self, card: usize) -> &mut T {
+        match &mut self.interfaces[LOOPBACK + 1 + card].out {
+            Out::Card { card, .. } => card,
+            Out::Loopback(_) => unreachable!("the loopback is the first interface"),
+        }
+    }
+
+    /// Puts another card in the place of one, as after a move to another host. Connections stay.
+    ///
+    /// # Panics
+    /// If there is no such card.
+    pub fn replace_card(&mut self, card: usize, with: T, now: Instant) {
+        let seed = self.random();
+        self.interfaces[LOOPBACK + 1 + card].replace_card(with, seed, now);
+        self.tcp.touch_all();
+    }
+
+    /// Tells the link of a card where its addresses are.
+    ///
+    /// # Panics
+    /// If there is no such card.
+    pub fn announce(&mut self, card: usize) {
+        self.interfaces[LOOPBACK + 1 + card].announce();
+    }
+
+    /// Connections of all kinds, also those that nobody has accepted, or any longer wants.
+    pub fn connections(&self) -> usize {
+        self.tcp.connections()
+    }
+
+    /// Bytes in buffers of connections.
+    pub fn memory(&self) -> usize {
+        self.tcp.memory()
+    }
+
+    /// Takes a frame that card number `card` has received.
+    ///
+    /// `verified` says that checksums of TCP and UDP need not be checked.
+    ///
+    /// # Panics
+    /// If there is no such card.
+    pub fn receive(&mut self, card: usize, frame: &[u8], verified: bool, now: Instant) {
+        let at = LOOPBACK + 1 + card;
+        if let Some(packet) = self.interfaces[at].open_frame(frame, now) {
+            self.receive_packet(at, packet, verified, now);
+        }
+    }
+
+    fn receive_packet(&mut self, at: usize, bytes: &[u8], verified: bool, now: Instant) {
+        let Some(packet) = flow::parse(bytes) else { return };
+        let interface = &mut self.interfaces[at];
+        let to_us = interface.has(packet.dst);
+        let to_all = match &interface.out {
+            Out::Card { config, .. } => packet.dst.is_multicast() || config.is_broadcast(packet.dst),
+            Out::Loopback(_) => false,
+        };
+        if !to_us && !to_all {
+            return;
+        }
+        // Nobody else has our addresses; they would speak to us through the loopback.
+        if at != LOOPBACK && (self.interfaces[LOOPBACK].has(packet.src) || packet.src.is_loopback()) {
+            return;
+        }
+        let interface = &mut self.interfaces[at];
+        match packet.upper {
+            Upper::Tcp { .. } | Upper::Udp { .. } if !verified && !flow::checksum_is_right(&packet) => {}
+            Upper::Tcp { src_port, dst_port, opens, resets, .. } if to_us => {
+                let segment = Segment {
+                    local: SocketAddr::new(packet.dst, dst_port),
+                    remote: SocketAddr::new(packet.src, src_port),
+                    opens,
+                    resets,
+                };
+                if !self.tcp.receive(&mut self.interfaces, at, bytes, segment, now) {
+                    self.interfaces[at].receive(bytes, &mut self.nobody, now);
+                }
+            }
+            Upper::Tcp { .. } | Upper::Fragment => {}
+            Upper::Udp { src_port, dst_port, datagram } => {
+                let from = SocketAddr::new(packet.src, src_port);
+                let payload = &datagram[8..];
+                if !self.receive_datagram(SocketAddr::new(packet.dst, dst_port), from, payload) && to_us {
+                    self.interfaces[at].receive(bytes, &mut self.nobody, now);
+                }
+            }
+            Upper::Icmpv6(_) if interface.receive_discovery(bytes, &packet, now) => {}
+            Upper::Icmpv6(_) | Upper::Other if to_us => interface.receive(bytes, &mut self.nobody, now),
+            Upper::Icmpv6(_) | Upper::Other => {}
+        }
+    }
+
+    /// Gives a datagram to its socket; `false` if there is none.
+    fn receive_datagram(&mut self, to: SocketAddr, from: SocketAddr, payload: &[u8]) -> bool {
+        let Some(ids) = self.udp_ports.get(&to.port()) else { return false };
+        let Some(&id) = ids.iter().find(|&&id| self.udp[id].takes(to.ip(), from)) else { return false };
+        self.udp[id].push(from, payload);
+        true
+    }
+
+    /// Sends everything that can be sent now. To be called after frames have been received,
+    /// after sockets have been used, when [`Self::next_deadline`] has come, and when there is
+    /// room again after [`Self::is_stalled`].
+    pub fn send(&mut self, now: Instant) {
+        self.tcp.fire(now);
+        for interface in &mut self.interfaces {
+            if interface.ask_again_at().is_some_and(|at| at <= now) {
+                interface.ask_again(now);
+            }
+        }
+        for _ in 0..LOOPBACK_ROUNDS {
+            self.tcp.send(&mut self.interfaces, now);
+            if !self.deliver_loopback(now) {
+                break;
+            }
+        }
+        self.interfaces.iter_mut().for_each(Interface::flush);
+        self.wake_udp_writers();
+    }
+
+    /// Delivers what the capsule has sent to itself; whether there was something.
+    fn deliver_loopback(&mut self, now: Instant) -> bool {
+        let Out::Loopback(packets) = &mut self.interfaces[LOOPBACK].out else { return false };
+        let packets = core::mem::take(packets);
+        let any = !packets.is_empty();
+        for packet in packets {
+            self.receive_packet(LOOPBACK, &packet, true, now);
+        }
+        any
+    }
+
+    fn wake_udp_writers(&mut self) {
+        if !self.udp_waiting.is_empty() && self.interfaces.iter_mut().all(Interface::has_room) {
+            for id in core::mem::take(&mut self.udp_waiting) {
+                if let Some(waker) = self.udp.get_mut(id).and_then(|udp| udp.writer.take()) {
+                    waker.wake();
+                }
+            }
+        }
+    }
+
+    /// Whether something waits for room in a card, so that [`Self::send`] is to be called
+    /// when there is some, or for its first turn.
+    pub fn is_stalled(&self) -> bool {
+        self.tcp.is_dirty() || !self.udp_waiting.is_empty()
+    }
+
+    /// When [`Self::send`] has something to do that is not caused by anything else.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let questions = self.interfaces.iter().filter_map(Interface::ask_again_at).min();
+        self.tcp.next_timer().into_iter().chain(questions).min()
+    }
+
+    /// The interface that leads to an address.
+    pub(crate) fn route(&self, to: IpAddr) -> Result<usize, Error> {
+        let find = |test: fn(&Interface<T>, IpAddr) -> bool| {
+            self.interfaces.iter().position(|interface| test(interface, to))
+        };
+        match find(Interface::is_on_link).or_else(|| find(Interface::leads_to)) {
+            Some(at) => Ok(at),
+            None if self.interfaces.len() == LOOPBACK + 1 => Err(Error::NoNetwork),
+            None => Err(Error::Unreachable),
+        }
+    }
+
+    /// Whether a socket may have the address.
+    pub(crate) fn check_local(&self, address: IpAddr) -> Result<(), Error> {
+        match self.interfaces.len() {
+            _ if self.interfaces.iter().any(|interface| interface.has(address)) => Ok(()),
+            1 => Err(Error::NoNetwork),
+            _ if address.is_unspecified() => Ok(()),
+            _ => Err(Error::AddressNotAvailable),
+        }
+    }
+
+    /// Makes a datagram socket at an address, which may be unspecified, and a port; 0 chooses one.
+    ///
+    /// # Errors
+    /// [`Error::AddressInUse`], [`Error::AddressNotAvailable`], [`Error::NoNetwork`].
+    pub fn udp_bind(&mut self, local: SocketAddr) -> Result<UdpId, Error> {
+        self.check_local(local.ip())?;
+        let taken = |stack: &Self, port| {
+            let overlaps = |&id: &usize| {
+                let other = stack.udp[id].local.ip();
+                udp::listens_on(other, local.ip()) || udp::listens_on(local.ip(), other)
+            };
+            stack.udp_ports.get(&port).is_some_and(|ids: &Vec<usize>| ids.iter().any(overlaps))
+        };
+        let port = match local.port() {
+            0 => {
+                // Answers to guessed ports are how name servers are impersonated (RFC 5452).
+                let mut tries = (0..u16::MAX).map(|_| 49_152 | (self.random() >> 32) as u16);
+                let chosen: Vec<u16> = tries.by_ref().take(64).collect();
+                chosen.into_iter().find(|&port| !taken(self, port)).ok_or(Error::AddressInUse)?
+            }
+            port if taken(self, port) => return Err(Error::AddressInUse),
+            port => port,
+        };
+        let id = self.udp.insert(Udp::new(SocketAddr::new(local.ip(), port)));
+        self.udp_ports.entry(port).or_default().push(id);
+        Ok(UdpId(id))
+    }
+
+    /// Where a datagram socket is.
+    pub fn udp_address(&self, id: UdpId) -> SocketAddr {
+        self.udp[id.0].local
+    }
+
+    /// Whom a datagram socket speaks with, if with one alone.
+    pub fn udp_peer(&self, id: UdpId) -> Option<SocketAddr> {
+        self.udp[id.0].peer
+    }
+
+    /// Has a datagram socket speak with one peer alone.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], [`Error::NoNetwork`].
+    pub fn udp_connect(&mut self, id: UdpId, peer: SocketAddr) -> Result<(), Error> {
+        self.route(peer.ip())?;
+        self.udp[id.0].peer = Some(peer);
+        Ok(())
+    }
+
+    /// Sends a datagram.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], [`Error::NoNetwork`], [`Error::MessageTooLong`].
+    pub fn poll_send_to(
+        &mut self,
+        id: UdpId,
+        payload: &[u8],
+        to: SocketAddr,
+        now: Instant,
+        waker: &Waker,
+    ) -> Poll<Result<(), Error>> {
+        if to.port() == 0 || to.ip().is_unspecified() {
+            return Poll::Ready(Err(Error::Unreachable));
+        }
+        let at = self.route(to.ip())?;
+        let interface = &mut self.interfaces[at];
+        let local = self.udp[id.0].local;
+        let own = Some(local.ip()).filter(|address| !address.is_unspecified());
+        let source = own.or_else(|| interface.source_for(to.ip())).ok_or(Error::Unreachable)?;
+        if source.is_ipv4() != to.is_ipv4() {
+            return Poll::Ready(Err(Error::Unreachable));
+        }
+        if !interface.has_room() {
+            register(&mut self.udp[id.0].writer, waker);
+            if !self.udp_waiting.contains(&id.0) {
+                self.udp_waiting.push(id.0);
+            }
+            return Poll::Pending;
+        }
+        let from = SocketAddr::new(source, local.port());
+        Poll::Ready(udp::send(interface, from, to, payload, now))
+    }
+
+    /// Takes the next datagram; what does not fit into `bytes` is lost.
+    pub fn poll_receive_from(
+        &mut self,
+        id: UdpId,
+        bytes: &mut [u8],
+        waker: &Waker,
+    ) -> Poll<(usize, SocketAddr)> {
+        let udp = &mut self.udp[id.0];
+        match udp.pop(bytes) {
+            Some(received) => Poll::Ready(received),
+            None => {
+                register(&mut udp.reader, waker);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Ends a datagram socket. The number means nothing afterwards.
+    pub fn udp_close(&mut self, id: UdpId) {
+        let Some(udp) = self.udp.remove(id.0) else { return };
+        if let Some(ids) = self.udp_ports.get_mut(&udp.local.port()) {
+            ids.retain(|&other| other != id.0);
+            if ids.is_empty() {
+                self.udp_ports.remove(&udp.local.port());
+            }
+        }
+        self.udp_waiting.retain(|&waiting| waiting != id.0);
+    }
+}
