@@ -3,6 +3,7 @@
 //! A cloud is a folder with one folder for each of its nodes:
 //! ```text
 //! $XDG_DATA_HOME/fcap/clouds/NAME/lock          held while nodes come and go
+//! $XDG_DATA_HOME/fcap/clouds/NAME/lan.json      the wire between its nodes (see `lan`)
 //! $XDG_DATA_HOME/fcap/clouds/NAME/NODE/         made before the machine is started
 //!                                 NODE/node.json  written last: the node is up
 //!                                 NODE/{pid,qmp,console.log,qemu.log}   of at most 16 MiB each
@@ -22,12 +23,14 @@ use serde::{Deserialize, Serialize};
 mod accel;
 mod flavor;
 mod image;
+mod lan;
 mod node;
 mod process;
 mod qemu;
 mod qmp;
 mod template;
 
+use lan::Lan;
 use template::Template;
 
 pub use accel::Accelerator;
@@ -237,9 +240,9 @@ impl Cloud {
     /// # Errors
     /// When one of them does not come up; then none of the new ones stays.
     pub fn up(&self, request: &Request, progress: Progress<'_>) -> Result<Vec<Node>> {
-        self.add(request, progress, |folders, template| {
+        self.add(request, progress, |folders, template, lan| {
             std::thread::scope(|scope| {
-                let start = |folder: &Path| node::start(folder, template, request.flavor, false);
+                let start = |folder: &Path| node::start(folder, template, request.flavor, lan, false);
                 let starts: Vec<_> =
                     folders.iter().map(|folder| scope.spawn(move || start(folder))).collect();
                 starts
@@ -256,8 +259,8 @@ impl Cloud {
     /// # Errors
     /// When one of them does not come up; then none of the new ones stays.
     pub fn up_tied(&self, request: &Request, progress: Progress<'_>) -> Result<Vec<Node>> {
-        self.add(request, progress, |folders, template| {
-            folders.iter().map(|folder| node::start(folder, template, request.flavor, true)).collect()
+        self.add(request, progress, |folders, template, lan| {
+            folders.iter().map(|folder| node::start(folder, template, request.flavor, lan, true)).collect()
         })
     }
 
@@ -265,7 +268,7 @@ impl Cloud {
         &self,
         request: &Request,
         progress: Progress<'_>,
-        start: impl FnOnce(&[PathBuf], &Template) -> Vec<Result<Node>>,
+        start: impl FnOnce(&[PathBuf], &Template, &Lan) -> Vec<Result<Node>>,
     ) -> Result<Vec<Node>> {
         let lock = self.lock(progress)?;
         self.reconcile(&lock)?;
@@ -276,7 +279,15 @@ impl Cloud {
         let template = template::ensure(request.variant, request.flavor, progress)?;
         let names = (1..).map(|i| format!("node{i}")).filter(|name| !taken.contains(name));
         let folders: Vec<PathBuf> = names.take(request.nodes).map(|name| self.folder.join(name)).collect();
-        let started: Result<Vec<Node>> = start(&folders, &template).into_iter().collect();
+        let lan = match Lan::read(&self.folder) {
+            Some(lan) => lan,
+            None => {
+                let lan = Lan::new(false)?;
+                lan.write(&self.folder)?;
+                lan
+            }
+        };
+        let started: Result<Vec<Node>> = start(&folders, &template, &lan).into_iter().collect();
         if started.is_err() {
             for folder in &folders {
                 node::remove(folder)?;

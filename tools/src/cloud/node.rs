@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fcap_api::Adopt;
 use serde_json::json;
 
+use super::lan::Lan;
 use super::qemu::{Begin, Machine, Running, name_of};
 use super::template::Template;
 use super::{AtPath, CloudError, Flavor, Node, Result, make_private, process, random_hex};
@@ -30,7 +31,13 @@ pub(super) fn remove(folder: &Path) -> Result<()> {
 
 /// Clones the template into `folder` and gives the clone its identity. A `tied` one ends with
 /// the calling thread.
-pub(super) fn start(folder: &Path, template: &Template, flavor: &Flavor, tied: bool) -> Result<Node> {
+pub(super) fn start(
+    folder: &Path,
+    template: &Template,
+    flavor: &Flavor,
+    lan: &Lan,
+    tied: bool,
+) -> Result<Node> {
     make_private(folder)?;
     let machine = Machine {
         folder,
@@ -39,7 +46,7 @@ pub(super) fn start(folder: &Path, template: &Template, flavor: &Flavor, tied: b
         memory: &template.memory(),
         shell: template.shell,
         tied,
-        begin: Begin::Clone,
+        begin: Begin::Clone { lan },
     };
     let mut running = machine.start()?;
     running.prepare_migration()?;

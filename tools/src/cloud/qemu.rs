@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::image::NodeImage;
+use super::lan::{self, Lan};
 use super::qmp::Qmp;
 use super::{Accelerator, AtPath, CloudError, Flavor, Result};
 
@@ -56,7 +57,10 @@ pub(super) enum Begin<'a> {
         linux_args: &'a str,
     },
     /// Where a template stopped; what it writes to memory is its own.
-    Clone,
+    Clone {
+        /// What its second card is plugged into.
+        lan: &'a Lan,
+    },
 }
 
 /// A machine that runs.
@@ -114,6 +118,12 @@ impl Machine<'_> {
         if self.shell {
             network += &forward(SHELL_PORT);
         }
+        let lan = match self.begin {
+            // A socket without a wire.
+            Begin::Boot { .. } => "hubport,id=lan,hubid=0".to_owned(),
+            Begin::Clone { lan } => lan.netdev("lan"),
+        };
+        let card = format!("virtio-net-pci,netdev=lan,romfile=,host_mtu={}", lan::MTU);
         let memory = format!(
             "memory-backend-file,id=ram,size={}M,mem-path={},share={},prealloc=off",
             flavor.memory_mib,
@@ -126,7 +136,7 @@ impl Machine<'_> {
         if self.tied {
             words.extend(TIED);
         }
-        if matches!(self.begin, Begin::Clone) {
+        if matches!(self.begin, Begin::Clone { .. }) {
             words.extend(["sh", "-c", BOUNDED, "sh"]);
         }
         words.push(QEMU);
@@ -138,6 +148,7 @@ impl Machine<'_> {
             .args(["-m", &format!("{}M", flavor.memory_mib), "-smp", &flavor.cpus.to_string()])
             .args(self.accelerator.arguments())
             .args(["-netdev", &network, "-device", "virtio-net-pci,netdev=net0,romfile="])
+            .args(["-netdev", &lan, "-device", &card])
             .args(["-serial", "file:console.log"])
             .args(["-chardev", "socket,id=start,fd=0", "-mon", "chardev=start,mode=control"])
             .args(["-qmp", "unix:qmp,server=on,wait=off"])
@@ -146,7 +157,7 @@ impl Machine<'_> {
             .arg(folder.join("pid"));
         match &self.begin {
             Begin::Boot { image, linux_args } => command.args(boot_arguments(image, linux_args)),
-            Begin::Clone => command.args(["-incoming", "defer"]),
+            Begin::Clone { .. } => command.args(["-incoming", "defer"]),
         };
         command
             .current_dir(folder)

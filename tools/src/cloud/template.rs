@@ -25,7 +25,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const KEPT: usize = 6;
 
 /// Raised when machines are made differently from the same image.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A booted node, to be cloned.
 pub(super) struct Template {
