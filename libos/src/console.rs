@@ -4,7 +4,12 @@
 //! Nothing is stored here: the page itself has all the state, so that output
 //! works from the first instruction to the last.
 
-use crate::{evtchn, hypercall, mm::SharedPage, start};
+use crate::{
+    evtchn::{self, Id},
+    mm::SharedPage,
+    start,
+    suspend::{Resume, Subsystem},
+};
 use alloc::vec::Vec;
 use core::{
     fmt,
@@ -17,22 +22,16 @@ use xen_proto::{
         HOST_EOF, HOST_FLAGS, HOST_NO_STORE, HOST_STDIN, IN, IN_CONS, IN_LEN, IN_PROD, OUT, OUT_CONS,
         OUT_LEN, OUT_PROD, STATUS, STATUS_MAGIC,
     },
-    evtchn::Port,
-    frame::Mfn,
     ring,
 };
 
 fn page() -> SharedPage {
-    SharedPage::of_mfn(Mfn(start::info().console_mfn))
+    start::info().console()
 }
 
-fn port() -> Port {
-    Port(start::info().console_evtchn)
-}
-
-fn notify() {
-    // Fails while the host's end is closed; it looks at the ring when it opens it.
-    let _ = hypercall::notify(port());
+/// Tells the host that there is something new in the page.
+pub(crate) fn notify() {
+    evtchn::notify(Id::Console);
 }
 
 /// The page, if the host has a status area in it.
@@ -71,7 +70,7 @@ fn write_all(mut bytes: &[u8]) {
         bytes = &bytes[write_some(bytes)..];
         if !bytes.is_empty() {
             notify();
-            if evtchn::block_until(port(), || output_space(page()) > 0).is_err() {
+            if evtchn::block_until(Id::Console, || output_space(page()) > 0).is_err() {
                 // There is no console: output goes nowhere.
                 return;
             }
@@ -101,7 +100,7 @@ pub(crate) async fn write(bytes: &[u8]) -> usize {
     poll_fn(|cx| {
         let written = write_some(bytes);
         if written == 0 && !bytes.is_empty() {
-            evtchn::wake_on(port(), cx.waker());
+            evtchn::wake_on(Id::Console, cx.waker());
             return Poll::Pending;
         }
         notify();
@@ -126,7 +125,7 @@ fn poll_input(cx: &Context<'_>, mut take: impl FnMut(Piece) -> usize) -> Poll<us
         if at_end {
             return Poll::Ready(0);
         }
-        evtchn::wake_on(port(), cx.waker());
+        evtchn::wake_on(Id::Console, cx.waker());
         return Poll::Pending;
     }
     let mut taken = 0;
@@ -166,6 +165,11 @@ impl Piece {
     }
 }
 
+/// The host's flags; none from a host that has no status area.
+pub(crate) fn host_flags() -> u32 {
+    status_page().map_or(0, |page| page.u32(HOST_FLAGS).load(Ordering::Acquire))
+}
+
 /// Whether no more input will come than is in the ring.
 fn input_ends(page: SharedPage) -> bool {
     if page.u64(STATUS).load(Ordering::Relaxed) != STATUS_MAGIC {
@@ -177,9 +181,7 @@ fn input_ends(page: SharedPage) -> bool {
 
 /// Whether xenstored takes requests; it may be told of the capsule only when that runs.
 pub(crate) fn store_is_known() -> bool {
-    let page = page();
-    page.u64(STATUS).load(Ordering::Relaxed) != STATUS_MAGIC
-        || page.u32(HOST_FLAGS).load(Ordering::Acquire) & HOST_NO_STORE == 0
+    host_flags() & HOST_NO_STORE == 0
 }
 
 /// Waits until xenstored takes requests.
@@ -188,7 +190,7 @@ pub(crate) async fn store_known() {
         if store_is_known() {
             return Poll::Ready(());
         }
-        evtchn::wake_on(port(), cx.waker());
+        evtchn::wake_on(Id::Console, cx.waker());
         Poll::Pending
     })
     .await;
@@ -232,4 +234,11 @@ pub(crate) async fn read_until(delimiter: u8, bytes: &mut Vec<u8>) -> usize {
             return bytes.len() - begin;
         }
     }
+}
+
+/// The console, whose rings go along: the host is to look at them anew.
+pub(crate) static SUBSYSTEM: Subsystem = Subsystem { resume, ..Subsystem::NOTHING };
+
+fn resume(_: &Resume<'_>) {
+    notify();
 }

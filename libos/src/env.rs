@@ -4,7 +4,7 @@
 //! them from its kernel command line, split as a shell would: first variables
 //! (`NAME=value`), then arguments.
 
-use crate::{process, start};
+use crate::{process, start, suspend};
 use alloc::{
     string::{String, ToString},
     vec::{self, Vec},
@@ -135,6 +135,8 @@ pub fn var(name: &str) -> Result<String, VarError> {
 }
 
 /// The name under which the capsule is known to the operator, if fcapd has started it.
+///
+/// A copy of a running capsule has a name of its own.
 pub fn capsule_name() -> Option<String> {
-    records(Kind::Name).next().map(text)
+    suspend::new_name().or_else(|| records(Kind::Name).next().map(text))
 }

@@ -5,25 +5,38 @@ use crate::{
     hypercall::{self, Errno},
     mm::Page,
     single::Single,
+    start,
+    suspend::{self, Mark, Resume, Slot, Subsystem},
 };
 use alloc::{vec, vec::Vec};
-use core::{cell::RefCell, fmt, mem::ManuallyDrop, ops::Deref, sync::atomic::Ordering};
+use core::{
+    cell::RefCell,
+    fmt,
+    mem::ManuallyDrop,
+    ops::Deref,
+    sync::atomic::{AtomicU64, Ordering},
+};
 use xen_proto::{
     DomId,
-    frame::Mfn,
+    frame::{Mfn, Pfn},
     gnttab::{self, ENTRIES_PER_FRAME, ENTRY_LEN, Entry, FIRST_FREE, PERMIT_ACCESS, READ_ONLY},
 };
 
 pub use xen_proto::gnttab::GrantRef;
 
 static TABLE: Single<RefCell<Table>> =
-    Single::new(RefCell::new(Table { frames: Vec::new(), free: Vec::new() }));
+    Single::new(RefCell::new(Table { frames: Vec::new(), suspended: false, free: Vec::new() }));
 
 struct Table {
-    /// Pages in whose place the table's frames are mapped.
+    /// Pages in whose place the table's frames are mapped, but for when the capsule is
+    /// suspended: then they hold a copy of the entries, with our own frame numbers.
     frames: Vec<ManuallyDrop<Page>>,
+    suspended: bool,
     free: Vec<GrantRef>,
 }
+
+/// Content of a frame of the table.
+type Entries = [u64; ENTRIES_PER_FRAME as usize];
 
 impl Table {
     fn take_free(&mut self) -> Result<GrantRef, Errno> {
@@ -34,6 +47,7 @@ impl Table {
     }
 
     fn grow(&mut self) -> Result<(), Errno> {
+        suspend::register(Slot::Grants, &SUBSYSTEM);
         let count = self.frames.len();
         let mut mfns = vec![0; count + 1];
         hypercall::setup_grant_table(&mut mfns)?;
@@ -47,9 +61,94 @@ impl Table {
         Ok(())
     }
 
-    fn entry(&self, reference: GrantRef) -> &core::sync::atomic::AtomicU64 {
+    fn entry(&self, reference: GrantRef) -> &AtomicU64 {
         let frame = &self.frames[(reference.0 / ENTRIES_PER_FRAME) as usize];
         frame.u64((reference.0 % ENTRIES_PER_FRAME) as usize * ENTRY_LEN)
+    }
+
+    /// The entries of a frame that are ours.
+    fn entries(&self, frame: usize) -> impl Iterator<Item = &AtomicU64> {
+        let first = frame as u32 * ENTRIES_PER_FRAME;
+        let references = first.max(FIRST_FREE.0)..first + ENTRIES_PER_FRAME;
+        references.map(|reference| self.entry(GrantRef(reference)))
+    }
+
+    fn suspend(&mut self) {
+        for (at, page) in self.frames.iter().enumerate() {
+            let mut entries: Entries = [0; _];
+            for (copy, entry) in entries.iter_mut().zip(self.entries(at)) {
+                *copy = translated(entry.load(Ordering::Relaxed), |mfn| arch::own_frame(Mfn(mfn)).0);
+            }
+            // SAFETY: nothing else refers to the place, which gets its own page back.
+            unsafe { arch::map_at(page.address().addr().get(), page.mfn()) };
+            for (entry, copy) in self.entries(at).zip(entries) {
+                entry.store(copy, Ordering::Relaxed);
+            }
+        }
+        self.suspended = true;
+    }
+
+    fn resume(&mut self, is_new: bool) {
+        self.suspended = false;
+        let mut mfns = vec![0; self.frames.len()];
+        hypercall::setup_grant_table(&mut mfns).expect("the grant table has the size that it had");
+        for (at, (page, mfn)) in self.frames.iter().zip(mfns).enumerate() {
+            let mut entries: Entries = [0; _];
+            for (copy, entry) in entries.iter_mut().zip(self.entries(at)) {
+                *copy = entry.load(Ordering::Relaxed);
+            }
+            // SAFETY: as in `grow`; the content has been copied.
+            unsafe { arch::map_at(page.address().addr().get(), Mfn(mfn)) };
+            if is_new {
+                for (entry, copy) in self.entries(at).zip(entries) {
+                    entry.store(granted_again(copy), Ordering::Release);
+                }
+            }
+        }
+    }
+}
+
+/// The entry with another number for the frame, if it grants anything; otherwise nothing.
+fn translated(entry: u64, frame: impl FnOnce(u64) -> u64) -> u64 {
+    let flags = gnttab::flags(entry) & (PERMIT_ACCESS | READ_ONLY);
+    if flags & PERMIT_ACCESS == 0 {
+        return 0;
+    }
+    let Entry { domid, frame: Mfn(old) } = Entry::parse(entry);
+    Entry { domid, frame: Mfn(frame(old)) }.emit(flags).expect("a frame below 16 TiB")
+}
+
+/// The entry for a new domain, from one with our own frame number: what dom0 could use, dom0 can
+/// use again. Other domains are not the same ones there.
+fn granted_again(copy: u64) -> u64 {
+    if Entry::parse(copy).domid != DomId::DOM0 {
+        return 0;
+    }
+    translated(copy, |own| start::machine_frame(Pfn(own)).0)
+}
+
+/// The table, which belongs to the domain and names machine frames.
+static SUBSYSTEM: Subsystem = Subsystem { suspend, resume, mark, ..Subsystem::NOTHING };
+
+fn suspend() {
+    TABLE.borrow_mut().suspend();
+}
+
+fn resume(resume: &Resume<'_>) {
+    TABLE.borrow_mut().resume(resume.is_new());
+}
+
+fn mark(mark: &mut dyn FnMut(Mark, Pfn)) {
+    let table = TABLE.borrow();
+    for (at, page) in table.frames.iter().enumerate() {
+        let writable = |entry: u64| gnttab::flags(entry) & (PERMIT_ACCESS | READ_ONLY) == PERMIT_ACCESS;
+        for entry in
+            table.entries(at).map(|entry| entry.load(Ordering::Relaxed)).filter(|&entry| writable(entry))
+        {
+            let Mfn(frame) = Entry::parse(entry).frame;
+            mark(Mark::Always, if table.suspended { Pfn(frame) } else { arch::own_frame(Mfn(frame)) });
+        }
+        mark(if table.suspended { Mark::Remapped } else { Mark::Replaced }, page.frame());
     }
 }
 
@@ -67,6 +166,10 @@ pub enum Access {
 /// Dropping it ends that, and frees the page. Should the other domain still have
 /// the page mapped then, the page is kept from being used for anything else, for
 /// ever.
+///
+/// When the capsule goes on in another domain (see [`lifecycle`](crate::lifecycle)), dom0
+/// may use the page as before, under the same number. Other domains may not: they are
+/// not the same ones there.
 pub struct Grant {
     reference: GrantRef,
     page: ManuallyDrop<Page>,

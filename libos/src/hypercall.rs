@@ -8,8 +8,8 @@ use core::fmt;
 use xen_proto::{
     DomId,
     evtchn::Port,
-    frame::Pte,
-    hypercall::{MmuUpdate, TrapInfo, UVMF_INVLPG, evtchn, gnttab, nr, sched, vcpu},
+    frame::{Mfn, Pte},
+    hypercall::{MmuExtOp, MmuUpdate, TrapInfo, UVMF_INVLPG, evtchn, gnttab, nr, sched, vcpu},
 };
 
 /// Why Xen refused, as its public `errno.h` numbers it.
@@ -59,6 +59,15 @@ pub(crate) unsafe fn update_va_mapping(address: usize, entry: Pte) -> Result<(),
     check(unsafe { hypercall(nr::UPDATE_VA_MAPPING, [address, entry.0 as usize, UVMF_INVLPG, 0]) })
 }
 
+/// Empties the TLB.
+pub(crate) fn flush_tlb() {
+    let operation = MmuExtOp { command: MmuExtOp::TLB_FLUSH_LOCAL, arg1: 0, arg2: 0 };
+    let (pointer, domain) = ((&raw const operation).expose_provenance(), usize::from(DomId::SELF.0));
+    // SAFETY: one operation, which is read alone; it has no effect that memory shows.
+    let result = unsafe { hypercall(nr::MMUEXT_OP, [pointer, 1, 0, domain]) };
+    check(result).expect("the TLB is emptied");
+}
+
 /// Calls `operation` of `class` with a structure that Xen may change.
 fn call<T>(class: usize, operation: usize, argument: &mut T) -> Result<(), Errno> {
     // SAFETY: this file passes the structure that belongs to the operation. None of
@@ -73,6 +82,19 @@ pub(crate) fn power_off() -> ! {
         // Does not return; if it ever did, there would be nothing better to do.
         let _ = call(nr::SCHED_OP, sched::SHUTDOWN, &mut argument);
     }
+}
+
+/// Suspends the domain; returns whether it goes on in a new one.
+///
+/// # Safety
+/// Everything that is another in a new domain must be ready for that: mappings of what is not
+/// the domain's own memory, ports, grants. `start_info` must be the frame of the start-info page.
+pub(crate) unsafe fn suspend(start_info: Mfn) -> bool {
+    let mut argument = sched::Shutdown { reason: sched::SUSPEND };
+    let pointer = (&raw mut argument).expose_provenance();
+    // SAFETY: the structure belongs to the operation; the caller vouches for the rest.
+    let result = unsafe { hypercall(nr::SCHED_OP, [sched::SHUTDOWN, pointer, start_info.0 as usize, 0]) };
+    result == 0
 }
 
 /// Sleeps until one of `ports` has an event, or until the absolute system time.

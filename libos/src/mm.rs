@@ -3,4 +3,5 @@
 pub(crate) mod heap;
 mod page;
 
+pub(crate) use page::Pages;
 pub use page::{Page, SharedPage};

@@ -1,10 +1,16 @@
 //! Random numbers that nobody can guess.
 //!
 //! A ChaCha20 generator, seeded at first use with everything there is: what fcapd
-//! drew for this start, the processor's generator, and the clock. Crates that use
-//! `getrandom` get theirs here.
+//! drew for this start, the processor's generator, and the clock. Where the capsule goes on in
+//! another domain it is seeded anew: a copy draws other numbers than the original.
+//! Crates that use `getrandom` get theirs here.
 
-use crate::{arch, single::Single, start};
+use crate::{
+    arch,
+    single::Single,
+    start,
+    suspend::{self, Resume, Slot, Subsystem},
+};
 use chacha20::{
     ChaCha20Rng,
     rand_core::{Rng, SeedableRng},
@@ -16,7 +22,12 @@ static GENERATOR: Single<RefCell<Option<ChaCha20Rng>>> = Single::new(RefCell::ne
 
 /// Fills `bytes`.
 pub fn fill(bytes: &mut [u8]) {
-    GENERATOR.borrow_mut().get_or_insert_with(|| ChaCha20Rng::from_seed(seed())).fill_bytes(bytes);
+    let mut generator = GENERATOR.borrow_mut();
+    let generator = generator.get_or_insert_with(|| {
+        suspend::register(Slot::Random, &SUBSYSTEM);
+        ChaCha20Rng::from_seed(seed())
+    });
+    generator.fill_bytes(bytes);
 }
 
 /// A number of which every value is as likely.
@@ -33,18 +44,37 @@ fn seed() -> [u8; 32] {
         *word = arch::hardware_random().unwrap_or(0) ^ arch::counter();
     }
     words[0] ^= crate::time::now_ns();
-    words[1] ^= start::info().console_mfn << 32 ^ start::info().store_mfn;
+    words[1] ^= start::info().console_mfn().0 << 32 ^ start::info().store_mfn().0;
     let mut seed = [0; 32];
     for (bytes, word) in seed.chunks_exact_mut(8).zip(words) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
     let drawn = Records::new(start::module()).filter(|&(kind, _)| kind == Kind::Seed as u32);
     for (_, body) in drawn {
-        for (byte, drawn) in seed.iter_mut().zip(body) {
-            *byte ^= drawn;
-        }
+        add(&mut seed, body);
     }
+    add(&mut seed, &suspend::seed());
     seed
+}
+
+fn add(seed: &mut [u8; 32], drawn: &[u8]) {
+    for (byte, drawn) in seed.iter_mut().zip(drawn) {
+        *byte ^= drawn;
+    }
+}
+
+/// The generator, of which a copy has the same state.
+static SUBSYSTEM: Subsystem = Subsystem { resume, ..Subsystem::NOTHING };
+
+fn resume(resume: &Resume<'_>) {
+    if resume.is_new() {
+        let mut seed = seed();
+        // What was unknown before stays unknown, should there be nothing new.
+        let mut old = [0; 32];
+        fill(&mut old);
+        add(&mut seed, &old);
+        GENERATOR.replace(Some(ChaCha20Rng::from_seed(seed)));
+    }
 }
 
 /// The source of crates that use `getrandom`, compiled with its backend `custom`.

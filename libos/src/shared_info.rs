@@ -1,13 +1,21 @@
 //! The only accessor of the page that Xen shares with the domain.
 
-use crate::{arch, mm::SharedPage, single::Single};
+use crate::{
+    arch,
+    mm::SharedPage,
+    single::Single,
+    start,
+    suspend::{Mark, Resume, Subsystem},
+};
 use core::{cell::UnsafeCell, ptr::NonNull, sync::atomic::Ordering};
 use xen_proto::{
     evtchn::Port,
-    frame::{Mfn, PAGE_SHIFT, PAGE_SIZE},
+    frame::{PAGE_SIZE, Pfn},
     pvclock::{self, Scale},
-    shared_info::{CR2, EVTCHN_PENDING, VCPU_TIME, WC_NSEC, WC_SEC, WC_SEC_HI, WC_VERSION},
-    start_info::StartInfo,
+    shared_info::{
+        CR2, EVTCHN_PENDING, MAX_PFN, NO_P2M_TREE, P2M_CR3, P2M_TREE, P2M_VADDR, VCPU_TIME, WC_NSEC, WC_SEC,
+        WC_SEC_HI, WC_VERSION,
+    },
 };
 
 #[repr(align(4096))]
@@ -16,14 +24,23 @@ struct Place(UnsafeCell<[u8; PAGE_SIZE]>);
 /// Where the page gets mapped, instead of this one.
 static PLACE: Single<Place> = Single::new(Place(UnsafeCell::new([0; PAGE_SIZE])));
 
-/// Maps the page.
+fn place() -> usize {
+    PLACE.0.get().expose_provenance()
+}
+
+/// Maps the page, and says where the p2m list is: who saves the domain looks for it there.
 ///
 /// # Safety
-/// To be called once, before any other function here.
-pub(crate) unsafe fn init(info: &StartInfo) {
-    let address = PLACE.0.get().expose_provenance();
+/// To be called before any other function here.
+pub(crate) unsafe fn init() {
+    let info = start::info();
     // SAFETY: nothing refers to the page that gives way.
-    unsafe { arch::map_at(address, Mfn(info.shared_info >> PAGE_SHIFT)) };
+    unsafe { arch::map_at(place(), info.shared_info()) };
+    let set = |offset, value| page().u64(offset).store(value, Ordering::Relaxed);
+    set(P2M_TREE, NO_P2M_TREE);
+    set(P2M_VADDR, info.frame_list() as u64);
+    set(P2M_CR3, arch::top_table().address());
+    set(MAX_PFN, info.nr_pages());
 }
 
 fn page() -> SharedPage {
@@ -80,4 +97,21 @@ pub(crate) fn wall_clock_base() -> (u64, u32) {
         let word = |offset| page.u32(offset).load(Ordering::Relaxed);
         (u64::from(word(WC_SEC_HI)) << 32 | u64::from(word(WC_SEC)), word(WC_NSEC))
     })
+}
+
+/// A page that is Xen's own and another one in each domain: it must not be mapped meanwhile.
+pub(crate) static SUBSYSTEM: Subsystem = Subsystem { suspend, resume, mark, ..Subsystem::NOTHING };
+
+fn suspend() {
+    // SAFETY: the page is not used before `resume`.
+    unsafe { arch::unmap(place()) };
+}
+
+fn resume(_: &Resume<'_>) {
+    // SAFETY: the page is not in use.
+    unsafe { init() };
+}
+
+fn mark(mark: &mut dyn FnMut(Mark, Pfn)) {
+    mark(Mark::Replaced, arch::frame_at(place()));
 }

@@ -1,10 +1,15 @@
 //! Requests from the operator.
 //!
-//! `fcap stop` and `xl shutdown` write to `control/shutdown` in xenstore. The
-//! watch on it begins when `main` waits for the first time; a capsule that never
-//! waits can only be killed.
+//! `fcap stop` and `xl shutdown` write to `control/shutdown` in xenstore, and so do `xl save`
+//! and `xl migrate`. The watch on it begins when `main` waits for the first time; a capsule
+//! that never waits can only be killed.
 
-use crate::{process, single::Single, xenstore};
+use crate::{
+    console, process,
+    single::Single,
+    suspend::{self, Reason},
+    xenstore,
+};
 use core::{
     cell::{Cell, RefCell},
     future::poll_fn,
@@ -39,14 +44,24 @@ pub async fn shutdown() {
 pub(crate) async fn serve() {
     const REQUEST: &str = "control/shutdown";
     let Ok(mut changes) = xenstore::watch(REQUEST).await else { return };
-    // For toolstacks that ask first. Others give us no right to write it.
-    let _ = xenstore::write("control/feature-poweroff", b"1").await;
+    // fcapd asks for nothing that we cannot do; other toolstacks look here first.
+    if console::status_page().is_none() {
+        let _ = xenstore::write("control/feature-poweroff", b"1").await;
+        let _ = xenstore::write("control/feature-suspend", b"1").await;
+    }
     loop {
         changes.next().await;
         let request = xenstore::read(REQUEST).await.unwrap_or_default();
-        if matches!(&request[..], b"poweroff" | b"halt" | b"reboot") {
+        let is_end = matches!(&request[..], b"poweroff" | b"halt" | b"reboot");
+        let is_suspend = request == b"suspend";
+        if is_end || is_suspend {
             // The answer: the request was seen.
             let _ = xenstore::write(REQUEST, b"").await;
+        }
+        if is_suspend {
+            suspend::suspend(Reason::Other, || true).await;
+        }
+        if is_end {
             if !HANDLED.get() {
                 process::stop()
             }

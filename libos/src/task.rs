@@ -4,7 +4,12 @@
 //! something that is not there yet. When no task can run, the capsule sleeps until
 //! an event or the next timer.
 
-use crate::{evtchn, signal, single::Single, time::timers};
+use crate::{
+    evtchn, signal,
+    single::Single,
+    suspend,
+    time::{self, timers},
+};
 use alloc::{collections::VecDeque, sync::Arc, task::Wake};
 use async_task::{Runnable, Task};
 use core::{
@@ -107,6 +112,7 @@ pub(crate) fn block_on<F: Future>(main: F) -> F::Output {
     if let Poll::Ready(output) = main.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         return output;
     }
+    spawn(suspend::serve());
     spawn(signal::serve());
 
     let main_ready = Arc::new(MainReady(AtomicBool::new(true)));
@@ -127,7 +133,7 @@ pub(crate) fn block_on<F: Future>(main: F) -> F::Output {
         evtchn::dispatch();
         let deadline = timers::fire();
         if !main_ready.0.load(Ordering::Relaxed) && READY.borrow().is_empty() {
-            evtchn::sleep(deadline);
+            evtchn::sleep(deadline.map(time::system_time_ns));
         }
     }
 }

@@ -2,7 +2,11 @@
 
 pub(crate) mod timers;
 
-use crate::{shared_info, single::Single};
+use crate::{
+    hypercall, shared_info,
+    single::Single,
+    suspend::{Resume, Subsystem},
+};
 use core::{
     cell::Cell,
     fmt,
@@ -11,16 +15,42 @@ use core::{
     pin::{Pin, pin},
     task::{Context, Poll},
 };
+use xen_proto::pvclock::Monotonic;
 
 pub use core::time::Duration;
 
-/// System time now, in nanoseconds; never less than it was.
+static CLOCK: Single<Cell<Monotonic>> = Single::new(Cell::new(Monotonic::new()));
+
+/// Does something with the clock and system time now.
+fn with_clock<T>(f: impl FnOnce(&mut Monotonic, u64) -> T) -> T {
+    let mut clock = CLOCK.get();
+    let result = f(&mut clock, shared_info::system_time_ns());
+    CLOCK.set(clock);
+    result
+}
+
+/// Time now on the monotonic clock, in nanoseconds; never less than it was.
 pub(crate) fn now_ns() -> u64 {
-    /// Xen's clock may step back a little when the capsule changes processors.
-    static LATEST: Single<Cell<u64>> = Single::new(Cell::new(0));
-    let now = shared_info::system_time_ns().max(LATEST.get());
-    LATEST.set(now);
-    now
+    with_clock(Monotonic::now)
+}
+
+/// The system time at which the monotonic clock shows `time_ns`.
+pub(crate) fn system_time_ns(time_ns: u64) -> u64 {
+    CLOCK.get().system_time_ns(time_ns)
+}
+
+/// The clock, which in another domain goes on from where it was; system time there is another.
+pub(crate) static SUBSYSTEM: Subsystem = Subsystem { suspend, resume, ..Subsystem::NOTHING };
+
+fn suspend() {
+    now_ns();
+}
+
+fn resume(resume: &Resume<'_>) {
+    if resume.is_new() {
+        hypercall::stop_periodic_timer();
+        with_clock(|clock, system_ns| clock.rebase(system_ns, resume.stood_ns()));
+    }
 }
 
 fn ns(duration: Duration) -> u64 {
@@ -28,6 +58,9 @@ fn ns(duration: Duration) -> u64 {
 }
 
 /// A moment on the monotonic clock.
+///
+/// The clock goes on when the capsule moves to another node, and includes the time that it stood
+/// still then, as far as the nodes know it. While a capsule is saved to a file its clock stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant {
     ns: u64,
@@ -107,7 +140,8 @@ impl SystemTime {
     /// This moment, as the node knows it.
     pub fn now() -> Self {
         let (seconds, ns) = shared_info::wall_clock_base();
-        Self { since_1970: Duration::new(seconds, ns) + Duration::from_nanos(now_ns()) }
+        let since_start = Duration::from_nanos(shared_info::system_time_ns());
+        Self { since_1970: Duration::new(seconds, ns) + since_start }
     }
 
     /// Time from `earlier` to this, or `None` if that was later.

@@ -4,12 +4,21 @@
 //! `/local/domain/DOMID`. Requests of several tasks are under way at once. The
 //! capsule may run before its ring is known to xenstored: requests then wait.
 //!
+//! When the capsule goes on in another domain (see [`lifecycle`](crate::lifecycle)), watches are
+//! set again, and report a change each; transactions fail with [`Refusal::Again`].
+//!
 //! Keep use small: xenstored counts nodes, watches and requests of a guest, and
 //! serves everybody on the node.
 
 mod ring;
 
-use crate::{console, evtchn::Port, single::Single, start, task};
+use crate::{
+    console,
+    evtchn::{self, Id},
+    single::Single,
+    suspend::{BoxFuture, Reason, Resume, Subsystem},
+    task,
+};
 use alloc::{boxed::Box, collections::VecDeque, string::String, vec::Vec};
 use core::{
     cell::RefCell,
@@ -17,10 +26,7 @@ use core::{
     future::poll_fn,
     task::{Poll, Waker},
 };
-use xen_proto::{
-    evtchn,
-    xenstore::{EncodeError, Op, Packet, Parser, Request, TxId, strings, tx_id},
-};
+use xen_proto::xenstore::{EncodeError, Op, Packet, Parser, Request, TxId, strings, tx_id};
 
 pub use xen_proto::xenstore::Error as Refusal;
 
@@ -56,9 +62,15 @@ impl From<EncodeError> for Error {
 static CLIENT: Single<RefCell<Option<Client>>> = Single::new(RefCell::new(None));
 
 struct Client {
-    port: evtchn::Port,
-    /// Bytes that have not fit into the ring yet.
+    /// Bytes that have not been put into the ring yet.
     outgoing: VecDeque<u8>,
+    /// How many bytes have been. Positions in the stream of requests are counted like this.
+    sent: i64,
+    /// The position up to which requests may be sent while the capsule is about to be suspended,
+    /// and who waits for their answers.
+    hold: Option<(i64, Waker)>,
+    /// Counts the domains that the capsule has been.
+    epoch: u32,
     parser: Box<Parser>,
     calls: Vec<Call>,
     watches: Vec<Watched>,
@@ -69,6 +81,8 @@ struct Client {
 /// A request that has not been answered, or whose answer has not been taken.
 struct Call {
     id: u32,
+    /// Where the request ends.
+    end: i64,
     answer: Option<Result<Vec<u8>, Error>>,
     /// `None` if nobody is waiting any more.
     waker: Option<Waker>,
@@ -76,6 +90,9 @@ struct Call {
 
 struct Watched {
     token: u32,
+    path: String,
+    /// Where the request ends that registers it, once there is one.
+    end: i64,
     events: VecDeque<String>,
     waker: Option<Waker>,
 }
@@ -84,17 +101,17 @@ impl Client {
     fn new() -> Self {
         // Beside what the tasks do by themselves: what arrives is looked at when it arrives.
         task::spawn(async {
-            let port = Port::new(evtchn::Port(start::info().store_evtchn));
             console::store_known().await;
-            with_client(Client::pump);
             loop {
-                port.wait().await;
                 with_client(Client::pump);
+                evtchn::wait(Id::Store).await;
             }
         });
         Self {
-            port: evtchn::Port(start::info().store_evtchn),
             outgoing: VecDeque::new(),
+            sent: 0,
+            hold: None,
+            epoch: 0,
             parser: Box::new(Parser::new()),
             calls: Vec::new(),
             watches: Vec::new(),
@@ -112,15 +129,24 @@ impl Client {
     fn send(&mut self, request: Request<'_>, tx: TxId, waker: Option<Waker>) -> Result<u32, EncodeError> {
         let id = self.next_serial();
         request.encode(id, tx, &mut self.outgoing)?;
-        self.calls.push(Call { id, answer: None, waker });
+        self.calls.push(Call { id, end: self.end(), answer: None, waker });
         self.pump();
         Ok(id)
     }
 
+    /// The position behind everything that is to be sent.
+    fn end(&self) -> i64 {
+        self.sent + self.outgoing.len() as i64
+    }
+
     /// Moves bytes in both directions, as far as they go.
     fn pump(&mut self) {
+        let end = self.hold.as_ref().map_or(self.end(), |&(end, _)| end);
         // What is sent before xenstored knows us is lost.
-        let mut moved = console::store_is_known() && ring::send(&mut self.outgoing) > 0;
+        let known = console::store_is_known();
+        let sent = if known { ring::send(&mut self.outgoing, (end - self.sent) as usize) } else { 0 };
+        self.sent += sent as i64;
+        let mut moved = sent > 0;
         loop {
             let count = ring::receive(self.parser.wanted());
             if count == 0 {
@@ -135,9 +161,90 @@ impl Client {
             }
         }
         if moved {
-            // Fails under toolstacks that tell xenstored of us late; it looks at the ring then.
-            let _ = crate::hypercall::notify(self.port);
+            // Toolstacks that tell xenstored of us late let it look at the ring then.
+            evtchn::notify(Id::Store);
         }
+        if let Some((_, waker)) = &self.hold {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Lets no more requests begin; returns whether all that have begun are answered.
+    fn hold(&mut self, waker: &Waker) -> bool {
+        let end = match &self.hold {
+            Some((end, _)) => *end,
+            // One may be in the ring in part. If not, one more does no harm.
+            None if self.sent > 0 => self
+                .calls
+                .iter()
+                .map(|call| call.end)
+                .filter(|&end| end > self.sent)
+                .min()
+                .unwrap_or(self.sent),
+            None => self.sent,
+        };
+        self.hold = Some((end, Waker::noop().clone()));
+        self.pump();
+        self.hold = Some((end, waker.clone()));
+        self.sent == end && self.calls.iter().all(|call| call.end > end || call.answer.is_some())
+    }
+
+    /// Goes on, with another xenstored if the domain is new.
+    fn resume(&mut self, is_new: bool) {
+        self.hold = None;
+        if is_new {
+            self.epoch += 1;
+            *self.parser = Parser::new();
+            ring::reset();
+            self.watch_again();
+        }
+        self.pump();
+    }
+
+    /// Asks for all watches that had been asked for, before everything else.
+    fn watch_again(&mut self) {
+        let mut requests = VecDeque::new();
+        let mut ends = Vec::new();
+        for at in 0..self.watches.len() {
+            let id = self.next_serial();
+            let watch = &self.watches[at];
+            if watch.end <= self.sent {
+                let token = token_text(watch.token);
+                // It could be encoded before; nobody waits for the answer.
+                let _ =
+                    Request::Watch { path: &watch.path, token: &token }.encode(id, TxId::NONE, &mut requests);
+                ends.push((at, requests.len() as i64));
+            }
+        }
+        self.sent -= requests.len() as i64;
+        for (at, end) in ends {
+            self.watches[at].end = self.sent + end;
+        }
+        requests.append(&mut self.outgoing);
+        self.outgoing = requests;
+    }
+}
+
+/// The connection with xenstored, which is another one elsewhere.
+pub(crate) static SUBSYSTEM: Subsystem = Subsystem { prepare, resume, ..Subsystem::NOTHING };
+
+/// Waits for the answers to all requests that have been sent. What is asked later is sent later.
+fn prepare(_: Reason) -> Option<BoxFuture> {
+    CLIENT.borrow().as_ref()?;
+    Some(Box::pin(poll_fn(|cx| match with_client(|client| client.hold(cx.waker())) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })))
+}
+
+fn resume(resume: &Resume<'_>) {
+    let Some(client) = &mut *CLIENT.borrow_mut() else { return };
+    client.resume(resume.is_new());
+    if !console::store_is_known() {
+        task::spawn(async {
+            console::store_known().await;
+            with_client(Client::pump);
+        });
     }
 }
 
@@ -185,33 +292,37 @@ impl Drop for Pending {
     }
 }
 
-/// Sends a request and waits for its answer.
-async fn call(request: Request<'_>, tx: TxId) -> Result<Vec<u8>, Error> {
-    let mut pending: Option<Pending> = None;
+/// Sends a request whose answer will be taken.
+fn begin(request: Request<'_>, tx: TxId) -> Result<Pending, Error> {
+    let id = with_client(|client| client.send(request, tx, Some(Waker::noop().clone())))?;
+    Ok(Pending(id))
+}
+
+/// Waits for the answer to a request.
+async fn answer(pending: Pending) -> Result<Vec<u8>, Error> {
     poll_fn(|cx| {
-        with_client(|client| match &pending {
-            None => {
-                pending = Some(Pending(client.send(request, tx, Some(cx.waker().clone()))?));
-                Poll::Pending
-            }
-            Some(Pending(id)) => {
-                let call = client.calls.iter_mut().find(|call| call.id == *id);
-                let call = call.expect("an unanswered call is kept");
-                match call.answer.take() {
-                    Some(answer) => {
-                        // Kept for `Pending` to remove.
-                        call.answer = Some(Ok(Vec::new()));
-                        Poll::Ready(answer)
-                    }
-                    None => {
-                        call.waker = Some(cx.waker().clone());
-                        Poll::Pending
-                    }
+        with_client(|client| {
+            let call = client.calls.iter_mut().find(|call| call.id == pending.0);
+            let call = call.expect("an unanswered call is kept");
+            match call.answer.take() {
+                Some(answer) => {
+                    // Kept for `Pending` to remove.
+                    call.answer = Some(Ok(Vec::new()));
+                    Poll::Ready(answer)
+                }
+                None => {
+                    call.waker = Some(cx.waker().clone());
+                    Poll::Pending
                 }
             }
         })
     })
     .await
+}
+
+/// Sends a request and waits for its answer.
+async fn call(request: Request<'_>, tx: TxId) -> Result<Vec<u8>, Error> {
+    answer(begin(request, tx)?).await
 }
 
 /// Sends a request of whose answer nobody wants to know.
@@ -262,6 +373,8 @@ pub async fn rm(path: &str) -> Result<(), Error> {
 #[derive(Debug)]
 pub struct Transaction {
     id: TxId,
+    /// Which xenstored it is with.
+    epoch: u32,
     ended: bool,
 }
 
@@ -272,7 +385,21 @@ impl Transaction {
     /// If the capsule has too many already.
     pub async fn start() -> Result<Self, Error> {
         let answer = call(Request::TransactionStart, TxId::NONE).await?;
-        Ok(Self { id: tx_id(&answer).ok_or(Error::Answer)?, ended: false })
+        let epoch = with_client(|client| client.epoch);
+        Ok(Self { id: tx_id(&answer).ok_or(Error::Answer)?, epoch, ended: false })
+    }
+
+    /// Whether xenstored is another one by now, which does not know it.
+    fn is_lost(&self) -> bool {
+        with_client(|client| client.epoch) != self.epoch
+    }
+
+    async fn call(&self, request: Request<'_>) -> Result<Vec<u8>, Error> {
+        if self.is_lost() {
+            return Err(Error::Refused(Refusal::Again));
+        }
+        let answer = call(request, self.id).await;
+        if self.is_lost() { Err(Error::Refused(Refusal::Again)) } else { answer }
     }
 
     /// As [`read`], within the transaction.
@@ -280,7 +407,7 @@ impl Transaction {
     /// # Errors
     /// As [`read`].
     pub async fn read(&self, path: &str) -> Result<Vec<u8>, Error> {
-        call(Request::Read(path), self.id).await
+        self.call(Request::Read(path)).await
     }
 
     /// As [`write()`], within the transaction.
@@ -288,7 +415,7 @@ impl Transaction {
     /// # Errors
     /// As [`write()`].
     pub async fn write(&self, path: &str, value: &[u8]) -> Result<(), Error> {
-        call(Request::Write { path, value }, self.id).await.map(drop)
+        self.call(Request::Write { path, value }).await.map(drop)
     }
 
     /// As [`directory`], within the transaction.
@@ -296,7 +423,7 @@ impl Transaction {
     /// # Errors
     /// As [`directory`].
     pub async fn directory(&self, path: &str) -> Result<Vec<String>, Error> {
-        call(Request::Directory(path), self.id).await.map(|names| texts(&names))
+        self.call(Request::Directory(path)).await.map(|names| texts(&names))
     }
 
     /// As [`rm`], within the transaction.
@@ -304,7 +431,7 @@ impl Transaction {
     /// # Errors
     /// As [`rm`].
     pub async fn rm(&self, path: &str) -> Result<(), Error> {
-        call(Request::Rm(path), self.id).await.map(drop)
+        self.call(Request::Rm(path)).await.map(drop)
     }
 
     /// Makes it all visible.
@@ -313,13 +440,13 @@ impl Transaction {
     /// [`Refusal::Again`] if it met another transaction; start anew then.
     pub async fn commit(mut self) -> Result<(), Error> {
         self.ended = true;
-        call(Request::TransactionEnd { commit: true }, self.id).await.map(drop)
+        self.call(Request::TransactionEnd { commit: true }).await.map(drop)
     }
 }
 
 impl Drop for Transaction {
     fn drop(&mut self) {
-        if !self.ended {
+        if !self.ended && !self.is_lost() {
             tell(Request::TransactionEnd { commit: false }, self.id);
         }
     }
@@ -332,12 +459,19 @@ impl Drop for Transaction {
 pub async fn watch(path: &str) -> Result<Watch, Error> {
     let token = with_client(|client| {
         let token = client.next_serial();
-        client.watches.push(Watched { token, events: VecDeque::new(), waker: None });
+        let (path, end) = (path.into(), i64::MAX);
+        client.watches.push(Watched { token, path, end, events: VecDeque::new(), waker: None });
         token
     });
     // From here on, dropping it removes it again.
     let mut watch = Watch { path: path.into(), token, known: false };
-    call(Request::Watch { path, token: &token_text(token) }, TxId::NONE).await?;
+    let pending = begin(Request::Watch { path, token: &token_text(token) }, TxId::NONE)?;
+    with_client(|client| {
+        let end = client.end();
+        let asked = client.watches.iter_mut().find(|watch| watch.token == token);
+        asked.expect("a watch is there until it is dropped").end = end;
+    });
+    answer(pending).await?;
     watch.known = true;
     Ok(watch)
 }

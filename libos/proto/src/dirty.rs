@@ -192,7 +192,13 @@ impl<'a> Bitmap<'a> {
         Self { words }
     }
 
-    fn or(&self, index: usize, bits: u64) {
+    /// The bits of 64 pages, the number of whose first is 64 times `index`; 0 if there are none.
+    pub fn word(&self, index: usize) -> u64 {
+        self.words.get(index).map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
+    /// Sets bits of 64 pages, the number of whose first is 64 times `index`, if there are any.
+    pub fn insert_word(&self, index: usize, bits: u64) {
         if let Some(word) = self.words.get(index) {
             // There is one writer.
             word.store(word.load(Ordering::Relaxed) | bits, Ordering::Relaxed);
@@ -206,13 +212,12 @@ impl<'a> Bitmap<'a> {
 
     /// Whether the bit of `page` is set; not if there is none.
     pub fn contains(&self, page: Pfn) -> bool {
-        let word = self.words.get((page.0 / 64) as usize);
-        word.is_some_and(|word| word.load(Ordering::Relaxed) & 1 << (page.0 % 64) != 0)
+        self.word((page.0 / 64) as usize) & 1 << (page.0 % 64) != 0
     }
 
     /// Sets the bit of `page`, if there is one.
     pub fn insert(&self, page: Pfn) {
-        self.or((page.0 / 64) as usize, 1 << (page.0 % 64));
+        self.insert_word((page.0 / 64) as usize, 1 << (page.0 % 64));
     }
 
     /// Sets the bits of a range of pages, as far as there are any.
@@ -221,7 +226,7 @@ impl<'a> Bitmap<'a> {
         while from < end {
             let next = end.min((from / 64 + 1) * 64);
             let ones = u64::MAX >> (64 - (next - from));
-            self.or((from / 64) as usize, ones << (from % 64));
+            self.insert_word((from / 64) as usize, ones << (from % 64));
             from = next;
         }
     }

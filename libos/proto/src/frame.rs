@@ -20,6 +20,11 @@ pub struct Pfn(pub u64);
 pub struct Mfn(pub u64);
 
 impl Mfn {
+    /// The frame that the byte at `address` is in.
+    pub const fn at(address: u64) -> Self {
+        Self(address >> PAGE_SHIFT)
+    }
+
     /// Address of the frame's first byte.
     pub const fn address(self) -> u64 {
         self.0 << PAGE_SHIFT
@@ -62,6 +67,11 @@ impl Pte {
     /// Points to the table of the next level in `mfn`.
     pub const fn table(mfn: Mfn) -> Self {
         Self(mfn.address() | Self::PRESENT | Self::WRITABLE | Self::USER | Self::ACCESSED | Self::DIRTY)
+    }
+
+    /// The same without some flags.
+    pub const fn without(self, flags: u64) -> Self {
+        Self(self.0 & !flags)
     }
 
     /// Whether it maps anything.

@@ -38,6 +38,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// What an entry read as one word says, besides its flags.
+    pub fn parse(entry: u64) -> Self {
+        Self { domid: DomId((entry >> 16) as u16), frame: Mfn(entry >> 32) }
+    }
+
     /// The entry as one little-endian word with `flags`; `None` if the frame does not fit.
     pub fn emit(self, flags: u16) -> Option<u64> {
         let frame = u32::try_from(self.frame.0).ok()?;
@@ -65,6 +70,7 @@ mod tests {
         let word = entry.emit(PERMIT_ACCESS | READ_ONLY).unwrap();
         assert_eq!(word.to_le_bytes(), [5, 0, 3, 0, 0x78, 0x56, 0x34, 0x12]);
         assert_eq!(flags(word), 5);
+        assert_eq!(Entry::parse(word), entry);
         assert_eq!(Entry { domid: DomId(0), frame: Mfn(1 << 32) }.emit(1), None);
     }
 }

@@ -14,6 +14,7 @@ pub mod nr {
     pub const UPDATE_VA_MAPPING: usize = 14;
     pub const GRANT_TABLE_OP: usize = 20;
     pub const VCPU_OP: usize = 24;
+    pub const MMUEXT_OP: usize = 26;
     pub const SCHED_OP: usize = 29;
     pub const EVENT_CHANNEL_OP: usize = 32;
 }
@@ -56,6 +57,25 @@ pub struct MmuUpdate {
 /// `update_va_mapping`: flush the address from the TLB.
 pub const UVMF_INVLPG: usize = 2;
 
+/// One operation of `mmuext_op`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+#[doc(alias = "mmuext_op_t")]
+pub struct MmuExtOp {
+    /// Which: [`Self::TLB_FLUSH_LOCAL`].
+    pub command: u32,
+    /// A machine frame or an address, as the operation has it.
+    pub arg1: u64,
+    /// As the operation has it.
+    pub arg2: u64,
+}
+
+impl MmuExtOp {
+    /// Empties the TLB of the processor that asks.
+    #[doc(alias = "MMUEXT_TLB_FLUSH_LOCAL")]
+    pub const TLB_FLUSH_LOCAL: u32 = 6;
+}
+
 /// Operations of `sched_op`.
 pub mod sched {
     /// Gives the processor away for a moment.
@@ -75,13 +95,17 @@ pub mod sched {
     #[derive(Clone, Copy, Debug)]
     #[repr(C)]
     pub struct Shutdown {
-        /// Why: [`POWEROFF`].
+        /// Why: [`POWEROFF`], [`SUSPEND`].
         pub reason: u32,
     }
 
     /// The domain is at its end.
     #[doc(alias = "SHUTDOWN_poweroff")]
     pub const POWEROFF: u32 = 0;
+    /// The domain stands still, to go on here or elsewhere. The hypercall's third argument is
+    /// the machine frame of the start-info page; it returns 0 in a new domain, 1 in the old one.
+    #[doc(alias = "SHUTDOWN_suspend")]
+    pub const SUSPEND: u32 = 2;
 
     /// Argument of [`POLL`].
     #[derive(Clone, Copy, Debug)]
@@ -180,6 +204,7 @@ const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<TrapInfo>() == 16 && offset_of!(TrapInfo, address) == 8);
     assert!(size_of::<MmuUpdate>() == 16);
+    assert!(size_of::<MmuExtOp>() == 24 && offset_of!(MmuExtOp, arg1) == 8);
     assert!(size_of::<sched::Poll>() == 24 && offset_of!(sched::Poll, timeout_ns) == 16);
     assert!(
         size_of::<evtchn::BindInterdomain>() == 12 && offset_of!(evtchn::BindInterdomain, remote_port) == 4

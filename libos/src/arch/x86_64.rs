@@ -1,6 +1,7 @@
 //! x86-64.
 
 mod cpu;
+mod dirty;
 mod entry;
 mod hypercall;
 mod memory;
@@ -8,6 +9,10 @@ mod paging;
 mod traps;
 
 pub(crate) use cpu::{counter, frame_pointer, hardware_random, walk_stack};
+pub(crate) use dirty::{Then, collect_dirty};
 pub(crate) use hypercall::hypercall;
-pub(crate) use paging::{BASE, address_of_mfn, map_at, map_missing};
+pub(crate) use paging::{
+    BASE, address_of, frame_at, map_at, map_missing, own_frame, table_of, take_remapped, top_table, unmap,
+    usable_frames,
+};
 pub(crate) use traps::install_traps;

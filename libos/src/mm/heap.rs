@@ -1,25 +1,31 @@
 //! The heap: all memory that nothing else uses, in one piece.
 
-use crate::{arch, single::Single};
+use crate::{arch, single::Single, start::Info};
 use core::{
     alloc::{GlobalAlloc, Layout},
     cell::Cell,
     ops::Range,
 };
-use talc::{TalcCell, source::Manual};
-use xen_proto::{
-    frame::{PAGE_SIZE, Pfn},
-    start_info::StartInfo,
+use talc::{
+    TalcCell,
+    base::binning::{Binning, DefaultBinning},
+    source::Manual,
 };
+use xen_proto::frame::{PAGE_SIZE, Pfn};
 
 #[global_allocator]
-static HEAP: Heap =
-    Heap { talc: Single::new(TalcCell::new(Manual)), exhausted: Single::new(Cell::new(false)) };
+static HEAP: Heap = Heap {
+    talc: Single::new(TalcCell::new(Manual)),
+    exhausted: Single::new(Cell::new(false)),
+    pages: Single::new(Cell::new((Pfn(0), Pfn(0)))),
+};
 
 struct Heap {
     talc: Single<TalcCell<Manual>>,
     /// The last allocation failed.
     exhausted: Single<Cell<bool>>,
+    /// The first page, and the one behind the last.
+    pages: Single<Cell<(Pfn, Pfn)>>,
 }
 
 impl Heap {
@@ -54,40 +60,77 @@ unsafe impl GlobalAlloc for Heap {
 ///
 /// # Panics
 /// If there is not even room for the allocator's own data.
-pub(crate) unsafe fn init(info: &StartInfo) {
+pub(crate) unsafe fn init(info: Info) {
     // SAFETY: nothing uses memory beyond what the builder has placed.
-    let free = unsafe { arch::map_missing(info, first_free(info)) };
-    let Range { start, end } = free;
-    let base = arch::BASE + start.0 as usize * PAGE_SIZE;
+    let Range { start, end } = unsafe { arch::map_missing(first_free(info)) };
     let len = end.0.saturating_sub(start.0) as usize * PAGE_SIZE;
+    let base = core::ptr::with_exposed_provenance_mut(arch::address_of(start));
     // SAFETY: the range is mapped, and it is nobody else's.
-    let heap = unsafe { HEAP.talc.claim(core::ptr::with_exposed_provenance_mut(base), len) };
+    let heap = unsafe { HEAP.talc.claim(base, len) };
     heap.expect("the domain has memory for a heap: give it more");
+    HEAP.pages.set((start, end));
 }
 
 /// The first frame behind everything that the builder has placed.
 ///
 /// Builders differ in the order of what they place, so the largest end counts. The
 /// boot stack is not in use any more, and usually the last.
-fn first_free(info: &StartInfo) -> Pfn {
+fn first_free(info: Info) -> Pfn {
     unsafe extern "C" {
         static __end: u8;
     }
-    let page = PAGE_SIZE as u64;
-    let in_space = |start: u64, len: u64| if start >= arch::BASE as u64 { start + len } else { 0 };
-    let ring = |mfn| arch::address_of_mfn(xen_proto::frame::Mfn(mfn)) as u64 + page;
+    let in_space = |(start, len): (usize, usize)| if start >= arch::BASE { start + len } else { 0 };
+    let behind = |frame: Pfn| arch::address_of(frame) + PAGE_SIZE;
     let end = [
-        (&raw const __end).addr() as u64,
-        (&raw const *info).addr() as u64 + page,
-        in_space(info.mod_start, info.mod_len),
-        in_space(info.mfn_list, info.nr_pages * 8),
-        info.pt_base + info.nr_pt_frames * page,
-        ring(info.store_mfn),
-        ring(info.console_mfn),
+        (&raw const __end).addr(),
+        info.end(),
+        in_space(info.module()),
+        in_space((info.frame_list(), info.nr_pages() as usize * size_of::<u64>())),
+        info.page_tables() + info.nr_page_tables() as usize * PAGE_SIZE,
+        behind(arch::own_frame(info.store_mfn())),
+        behind(arch::own_frame(info.console_mfn())),
     ]
     .into_iter()
-    .fold(0, u64::max);
-    Pfn((end - arch::BASE as u64).div_ceil(page))
+    .fold(0, usize::max);
+    arch::frame_at(end.next_multiple_of(PAGE_SIZE))
+}
+
+/// The first page of the heap: all before hold the image and what the builder has placed.
+pub(crate) fn first_page() -> Pfn {
+    HEAP.pages.get().0
+}
+
+/// Calls `visit` with all pages that are free, in ranges, in no order.
+///
+/// The allocator does not say which they are, so its lists are read here, as version 5.1 has
+/// them (its file `src/base/chunk.rs`): the heap begins with one pointer for each size of
+/// gap, to the first of such gaps; a gap begins with a pointer to the next one, and has its
+/// size in its fourth word and in its last one. Should another version have it otherwise,
+/// the two sizes do not agree, and nothing is found.
+pub(crate) fn free_pages(mut visit: impl FnMut(Range<Pfn>)) {
+    const HEADER: usize = 4 * size_of::<usize>();
+    let (first, end) = HEAP.pages.get();
+    let heap = arch::address_of(first)..arch::address_of(end);
+    let word = |address: usize| {
+        let inside = heap.contains(&address) && address.is_multiple_of(size_of::<usize>());
+        // SAFETY: a word of the heap, all of which is mapped. What is read may be anything, and is checked.
+        inside.then(|| unsafe { core::ptr::with_exposed_provenance::<usize>(address).read_volatile() })
+    };
+    for bin in DefaultBinning::size_to_bin(PAGE_SIZE)..DefaultBinning::BIN_COUNT {
+        let mut next = word(heap.start + bin as usize * size_of::<usize>());
+        while let Some(gap) = next.filter(|&gap| gap != 0) {
+            let Some(size) = word(gap.saturating_add(HEADER - size_of::<usize>())) else { break };
+            let end = gap.saturating_add(size);
+            if word(end.wrapping_sub(size_of::<usize>())) != Some(size) {
+                break;
+            }
+            let pages = (gap + HEADER).next_multiple_of(PAGE_SIZE)..end - size_of::<usize>();
+            if pages.start < pages.end {
+                visit(arch::frame_at(pages.start)..arch::frame_at(pages.end));
+            }
+            next = word(gap);
+        }
+    }
 }
 
 /// Whether the last allocation failed, which tells such a panic from others.

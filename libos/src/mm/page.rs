@@ -19,11 +19,15 @@ pub struct SharedPage {
 }
 
 impl SharedPage {
-    /// The domain's own frame `mfn`, where the builder has mapped it.
-    pub(crate) fn of_mfn(mfn: Mfn) -> Self {
-        let address = core::ptr::with_exposed_provenance_mut(arch::address_of_mfn(mfn));
+    /// The domain's frame `pfn`, which others share.
+    pub(crate) fn of_frame(pfn: Pfn) -> Self {
+        let address = core::ptr::with_exposed_provenance_mut(arch::address_of(pfn));
         // SAFETY: all frames of the domain are mapped; one that was not would be a broken promise of the builder.
         unsafe { Self::new(NonNull::new(address).expect("frames are not mapped at 0")) }
+    }
+
+    pub(crate) fn address(&self) -> NonNull<u8> {
+        self.address
     }
 
     /// The page at `address`.
@@ -103,11 +107,12 @@ impl Page {
 
     /// The machine frame that it is in.
     pub fn mfn(&self) -> Mfn {
-        start::machine_frame(Pfn(((self.address().addr().get() - arch::BASE) / PAGE_SIZE) as u64))
+        start::machine_frame(self.frame())
     }
 
-    pub(crate) fn address(&self) -> NonNull<u8> {
-        self.0.address
+    /// The domain's frame that it is in.
+    pub(crate) fn frame(&self) -> Pfn {
+        arch::frame_at(self.address().addr().get())
     }
 }
 
@@ -129,5 +134,50 @@ impl Drop for Page {
     fn drop(&mut self) {
         // SAFETY: it came from the heap with the same layout.
         unsafe { dealloc(self.address().as_ptr(), PAGE) }
+    }
+}
+
+/// Pages of our own that follow each other, zeroed, for the host to read.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    first: NonNull<u8>,
+    layout: Layout,
+}
+
+impl Pages {
+    /// Takes `count` pages from the heap, if it has them.
+    pub(crate) fn new(count: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(count.checked_mul(PAGE_SIZE)?, PAGE_SIZE).ok()?;
+        assert!(count > 0);
+        // SAFETY: the layout has a size.
+        let first = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        Some(Self { first, layout })
+    }
+
+    /// The frames that they are in.
+    pub(crate) fn frames(&self) -> Range<Pfn> {
+        let first = arch::frame_at(self.first.addr().get());
+        first..Pfn(first.0 + (self.layout.size() / PAGE_SIZE) as u64)
+    }
+
+    /// The page number `index`.
+    pub(crate) fn page(&self, index: usize) -> SharedPage {
+        assert!(index < self.layout.size() / PAGE_SIZE);
+        // SAFETY: a page among ours.
+        unsafe { SharedPage::new(self.first.add(index * PAGE_SIZE)) }
+    }
+
+    /// `count` double words from the page number `index` on.
+    pub(crate) fn words(&self, index: usize, count: usize) -> &[AtomicU64] {
+        assert!(index * PAGE_SIZE + count * 8 <= self.layout.size());
+        // SAFETY: inside of the pages, aligned, and atomics may be changed by others.
+        unsafe { core::slice::from_raw_parts(self.first.add(index * PAGE_SIZE).cast().as_ptr(), count) }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: they came from the heap with the same layout.
+        unsafe { dealloc(self.first.as_ptr(), self.layout) }
     }
 }

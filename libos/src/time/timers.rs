@@ -16,7 +16,7 @@ pub(crate) struct Id {
 
 static TIMERS: Single<RefCell<BTreeMap<Id, Waker>>> = Single::new(RefCell::new(BTreeMap::new()));
 
-/// Wakes `waker` when system time reaches `deadline_ns`.
+/// Wakes `waker` when the clock reaches `deadline_ns`.
 pub(crate) fn set(deadline_ns: u64, waker: Waker) -> Id {
     static SERIAL: Single<Cell<u64>> = Single::new(Cell::new(0));
     let id = Id { deadline_ns, serial: SERIAL.replace(SERIAL.get() + 1) };

@@ -3,12 +3,11 @@
 //! A PV guest's page tables are the real ones. The guest may read them, and
 //! changes them through Xen, which lets no table be mapped writable.
 
-use crate::{hypercall, start};
-use core::ops::Range;
+use crate::{hypercall, single::Single, start};
+use core::{cell::Cell, ops::Range};
 use xen_proto::{
     frame::{ENTRIES, Mfn, PAGE_SIZE, Pfn, Pte, entry_span, table_index},
     hypercall::MmuUpdate,
-    start_info::StartInfo,
 };
 
 /// Virtual address of frame 0, `VIRT_BASE` of our notes.
@@ -22,13 +21,22 @@ const PAGES_MAX: u64 = (0x8000_0000 - 0x40_0000) / PAGE_SIZE as u64;
 /// Xen's table from machine frames to the guest's, readable by every PV guest.
 const MACHINE_TO_PHYSICAL: usize = 0xffff_8000_0000_0000;
 
-/// Address at which the domain's own frame `mfn` is mapped.
-pub(crate) fn address_of_mfn(mfn: Mfn) -> usize {
+/// The frame that is mapped at `address`.
+pub(crate) fn frame_at(address: usize) -> Pfn {
+    Pfn((address.wrapping_sub(BASE) / PAGE_SIZE) as u64)
+}
+
+/// Address at which the domain's frame `pfn` is mapped.
+pub(crate) fn address_of(pfn: Pfn) -> usize {
+    BASE + pfn.0 as usize * PAGE_SIZE
+}
+
+/// The domain's number for its own frame `mfn`.
+pub(crate) fn own_frame(mfn: Mfn) -> Pfn {
     let entry = core::ptr::with_exposed_provenance::<u64>(MACHINE_TO_PHYSICAL + mfn.0 as usize * 8);
     // SAFETY: Xen maps the table read-only into every PV guest, with an entry for
     // each machine frame, and `mfn` comes from Xen, the builder or a page table.
-    let pfn = Pfn(unsafe { entry.read_volatile() });
-    BASE + pfn.0 as usize * PAGE_SIZE
+    Pfn(unsafe { entry.read_volatile() })
 }
 
 /// Maps `mfn`, which is not the domain's own memory, at `address` in place of what is there.
@@ -42,6 +50,44 @@ pub(crate) unsafe fn map_at(address: usize, mfn: Mfn) {
     // SAFETY: the caller gives the page away.
     let mapped = unsafe { hypercall::update_va_mapping(address, Pte::data(mfn)) };
     mapped.expect("a page is mapped");
+    REMAPPED.set(true);
+}
+
+/// Takes away what [`map_at`] has mapped at `address`, and leaves nothing.
+///
+/// # Safety
+/// Nothing may use the page at `address` until there is one again.
+///
+/// # Panics
+/// If Xen refuses.
+pub(crate) unsafe fn unmap(address: usize) {
+    // SAFETY: as the caller promises.
+    let unmapped = unsafe { hypercall::update_va_mapping(address, Pte::NONE) };
+    unmapped.expect("a page is unmapped");
+    REMAPPED.set(true);
+}
+
+/// Whether [`map_at`] or [`unmap`] has been used.
+static REMAPPED: Single<Cell<bool>> = Single::new(Cell::new(false));
+
+/// Whether mappings have changed since this was last asked.
+pub(crate) fn take_remapped() -> bool {
+    REMAPPED.take()
+}
+
+/// How many frames the domain has that can be used.
+pub(crate) fn usable_frames() -> u64 {
+    start::info().nr_pages().min(PAGES_MAX)
+}
+
+/// The top page table.
+pub(crate) fn top_table() -> Mfn {
+    start::machine_frame(frame_at(start::info().page_tables()))
+}
+
+/// The frame of the level 1 table that maps `pfn`.
+pub(crate) fn table_of(pfn: Pfn) -> Option<Pfn> {
+    Table::find(pfn, 1).map(|table| frame_at(table.address))
 }
 
 /// Maps all memory of the domain, as far as its builder has not, and returns the
@@ -53,9 +99,9 @@ pub(crate) unsafe fn map_at(address: usize, mfn: Mfn) {
 /// # Safety
 /// Nothing else may use the frames from `first_free` on, of which at least one
 /// must be mapped if any memory is not.
-pub(crate) unsafe fn map_missing(info: &StartInfo, first_free: Pfn) -> Range<Pfn> {
-    let end = Pfn(info.nr_pages.min(PAGES_MAX));
-    let mut mapper = Mapper { info, end, free: first_free, updates: Updates::new() };
+pub(crate) unsafe fn map_missing(first_free: Pfn) -> Range<Pfn> {
+    let end = Pfn(usable_frames());
+    let mut mapper = Mapper { end, free: first_free, updates: Updates::new() };
     for chunk in (0..end.0).step_by(ENTRIES) {
         // SAFETY: as the caller promises.
         unsafe { mapper.map_chunk(Pfn(chunk)) };
@@ -64,22 +110,21 @@ pub(crate) unsafe fn map_missing(info: &StartInfo, first_free: Pfn) -> Range<Pfn
     mapper.free..end
 }
 
-struct Mapper<'a> {
-    info: &'a StartInfo,
+struct Mapper {
     end: Pfn,
     /// The next frame to make a table of.
     free: Pfn,
     updates: Updates,
 }
 
-impl Mapper<'_> {
+impl Mapper {
     /// Maps what is missing of the up to 512 frames from `first` on, which share a level 1 table.
     ///
     /// # Safety
     /// As [`map_missing`].
     unsafe fn map_chunk(&mut self, first: Pfn) {
         let frames = first.0..self.end.0.min(first.0 + ENTRIES as u64);
-        match self.find(first, 1) {
+        match Table::find(first, 1) {
             Some(table) => {
                 // Builders map upwards without holes.
                 let mapped = |pfn: u64| table.read(pfn as usize % ENTRIES).is_present();
@@ -91,10 +136,10 @@ impl Mapper<'_> {
                 }
             }
             None => {
-                if self.find(first, 2).is_none() {
+                if Table::find(first, 2).is_none() {
                     // SAFETY: passed on.
                     let table = unsafe { self.new_table(|_| Pte::NONE) };
-                    let parent = self.find(first, 3).expect("the builder made the upper tables");
+                    let parent = Table::find(first, 3).expect("the builder made the upper tables");
                     self.updates.push(parent.entry_address(index(first, 3)), table);
                     self.updates.send();
                 }
@@ -104,7 +149,7 @@ impl Mapper<'_> {
                 };
                 // SAFETY: passed on.
                 let table = unsafe { self.new_table(contents) };
-                let parent = self.find(first, 2).expect("it was made above");
+                let parent = Table::find(first, 2).expect("it was made above");
                 self.updates.push(parent.entry_address(index(first, 2)), table);
             }
         }
@@ -116,16 +161,16 @@ impl Mapper<'_> {
     /// As [`map_missing`].
     unsafe fn new_table(&mut self, contents: impl Fn(usize) -> Pte) -> Pte {
         let frame = self.free;
-        let own_mapping = match self.mapping(frame) {
+        let own_mapping = match mapping(frame) {
             Some(mapping) => mapping,
             None => {
                 // It may be among those that are about to be mapped.
                 self.updates.send();
-                self.mapping(frame).expect("a mapped page is free for a page table")
+                mapping(frame).expect("a mapped page is free for a page table")
             }
         };
         self.free = Pfn(frame.0 + 1);
-        let page = core::ptr::with_exposed_provenance_mut::<u64>(address(frame));
+        let page = core::ptr::with_exposed_provenance_mut::<u64>(address_of(frame));
         for index in 0..ENTRIES {
             // SAFETY: the frame is mapped writable, and free as the caller promises.
             unsafe { page.add(index).write(contents(index).0) };
@@ -134,56 +179,58 @@ impl Mapper<'_> {
         self.updates.push(own_mapping, Pte::read_only(mfn));
         Pte::table(mfn)
     }
+}
 
-    /// Machine address of the level 1 entry that maps `frame`, if there is one.
-    fn mapping(&self, frame: Pfn) -> Option<u64> {
-        let table = self.find(frame, 1)?;
-        table.read(index(frame, 1)).is_present().then(|| table.entry_address(index(frame, 1)))
-    }
-
-    /// The table of `level` that serves `frame`, if there is one.
-    fn find(&self, frame: Pfn, level: u32) -> Option<Table> {
-        let mut table = Table { address: self.info.pt_base as usize };
-        for above in (level + 1..=4).rev() {
-            let entry = table.read(index(frame, above));
-            entry.is_present().then_some(())?;
-            table = Table { address: address_of_mfn(entry.mfn()) };
-        }
-        Some(table)
-    }
+/// Machine address of the level 1 entry that maps `frame`, if there is one.
+fn mapping(frame: Pfn) -> Option<u64> {
+    let table = Table::find(frame, 1)?;
+    table.read(index(frame, 1)).is_present().then(|| table.entry_address(index(frame, 1)))
 }
 
 /// A page table in use; it can be read.
-struct Table {
+pub(super) struct Table {
     address: usize,
 }
 
 impl Table {
-    fn read(&self, index: usize) -> Pte {
+    /// The table of `level` that serves `frame`, if there is one.
+    pub(super) fn find(frame: Pfn, level: u32) -> Option<Self> {
+        let mut table = Self { address: start::info().page_tables() };
+        for above in (level + 1..=4).rev() {
+            let entry = table.read(index(frame, above));
+            entry.is_present().then_some(())?;
+            table = Self { address: address_of(own_frame(entry.mfn())) };
+        }
+        Some(table)
+    }
+
+    pub(super) fn read(&self, index: usize) -> Pte {
         let entries = core::ptr::with_exposed_provenance::<u64>(self.address);
         assert!(index < ENTRIES);
         // SAFETY: the initial page tables and ours are mapped, and `index` is in the table.
         Pte(unsafe { entries.add(index).read_volatile() })
     }
 
-    fn entry_address(&self, index: usize) -> u64 {
-        let pfn = Pfn(((self.address - BASE) / PAGE_SIZE) as u64);
-        start::machine_frame(pfn).address() + index as u64 * 8
+    pub(super) fn entry_address(&self, index: usize) -> u64 {
+        start::machine_frame(frame_at(self.address)).address() + index as u64 * 8
     }
 }
 
 /// Changes of page tables on their way to Xen, in order.
-struct Updates {
+///
+/// They map frames that were not mapped, make frames read-only that became tables and that
+/// nothing else uses, or change what the processor notes in accessed and dirty bits.
+pub(super) struct Updates {
     waiting: [MmuUpdate; 128],
     len: usize,
 }
 
 impl Updates {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { waiting: [MmuUpdate { entry: 0, value: 0 }; 128], len: 0 }
     }
 
-    fn push(&mut self, entry: u64, value: Pte) {
+    pub(super) fn push(&mut self, entry: u64, value: Pte) {
         if self.len == self.waiting.len() {
             self.send();
         }
@@ -191,23 +238,18 @@ impl Updates {
         self.len += 1;
     }
 
-    fn send(&mut self) {
+    pub(super) fn send(&mut self) {
         if self.len > 0 {
-            // SAFETY: the updates map frames that were not mapped, and make the
-            // frames that became tables read-only, which nothing else uses.
+            // SAFETY: the updates are such as said above, so that memory in use keeps its mapping.
             let done = unsafe { hypercall::mmu_update(&self.waiting[..self.len]) };
-            done.expect("page tables are extended");
+            done.expect("page tables are changed");
             self.len = 0;
         }
     }
 }
 
-fn address(frame: Pfn) -> usize {
-    BASE + frame.0 as usize * PAGE_SIZE
-}
-
-fn index(frame: Pfn, level: u32) -> usize {
-    table_index(address(frame), level)
+pub(super) fn index(frame: Pfn, level: u32) -> usize {
+    table_index(address_of(frame), level)
 }
 
 const _: () = assert!(entry_span(2) == ENTRIES * PAGE_SIZE && BASE.is_multiple_of(entry_span(3)));
