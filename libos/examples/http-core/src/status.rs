@@ -1,7 +1,7 @@
 //! Status codes, and the answers that consist of little more.
 
 use crate::date::HttpDate;
-use alloc::vec::Vec;
+use alloc::{format, vec::Vec};
 
 /// A status code; see RFC 9110, section 15.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,8 +104,28 @@ pub fn push_start(out: &mut Vec<u8>, status: Status, date: &HttpDate, connection
     out.extend_from_slice(connection.header().as_bytes());
 }
 
-/// Appends a whole answer that tells a person its status; `head_only` leaves out the
-/// text, as the answer to HEAD must.
+/// Appends a whole answer with this content; `head_only` leaves the content out, as the
+/// answer to HEAD must.
+pub fn push_content(
+    out: &mut Vec<u8>,
+    status: Status,
+    headers: &str,
+    content: &[u8],
+    date: &HttpDate,
+    connection: Connection,
+    head_only: bool,
+) {
+    push_start(out, status, date, connection);
+    out.extend_from_slice(headers.as_bytes());
+    out.extend_from_slice(b"Content-Length: ");
+    push_decimal(out, content.len() as u64);
+    out.extend_from_slice(b"\r\n\r\n");
+    if !head_only {
+        out.extend_from_slice(content);
+    }
+}
+
+/// Appends a whole answer that tells a person its status.
 pub fn push_plain(
     out: &mut Vec<u8>,
     status: Status,
@@ -114,13 +134,7 @@ pub fn push_plain(
     connection: Connection,
     head_only: bool,
 ) {
-    push_start(out, status, date, connection);
-    out.extend_from_slice(extra_headers.as_bytes());
-    out.extend_from_slice(b"Content-Type: text/plain\r\nContent-Length: ");
-    push_decimal(out, status.reason().len() as u64 + 1);
-    out.extend_from_slice(b"\r\n\r\n");
-    if !head_only {
-        out.extend_from_slice(status.reason().as_bytes());
-        out.push(b'\n');
-    }
+    let headers = format!("{extra_headers}Content-Type: text/plain\r\n");
+    let text = format!("{}\n", status.reason());
+    push_content(out, status, &headers, text.as_bytes(), date, connection, head_only);
 }

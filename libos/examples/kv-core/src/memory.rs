@@ -56,10 +56,11 @@ impl Memory {
 /// remembered, so that an answer is written without a check at each step.
 #[derive(Debug)]
 pub struct Buffer {
-    bytes: Vec<u8>,
+    /// All of its memory, of which the first `len` bytes are in use. Filled with something
+    /// once, so that a read needs not fill it first.
+    storage: Vec<u8>,
+    len: usize,
     memory: Memory,
-    /// The capacity, as far as it was taken from the account.
-    taken: usize,
     overflowed: bool,
 }
 
@@ -69,54 +70,44 @@ const KEPT: usize = 16 * 1024;
 impl Buffer {
     /// An empty one, which takes nothing.
     pub fn new(memory: &Memory) -> Self {
-        Self { bytes: Vec::new(), memory: memory.clone(), taken: 0, overflowed: false }
+        Self { storage: Vec::new(), len: 0, memory: memory.clone(), overflowed: false }
     }
 
     /// What is in it.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.storage[..self.len]
     }
 
     /// Appends `bytes`, if there is room for them or can be made.
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.reserve(bytes.len()).is_ok() {
-            self.bytes.extend_from_slice(bytes);
-        } else {
-            self.overflowed = true;
+        match self.reserve(bytes.len()) {
+            Ok(room) => {
+                room[..bytes.len()].copy_from_slice(bytes);
+                self.len += bytes.len();
+            }
+            Err(OutOfMemory) => self.overflowed = true,
         }
     }
 
-    /// Makes room for `more` bytes.
+    /// Room for `more` bytes at least. What of it is used is then to be told to
+    /// [`advance`](Self::advance).
     ///
     /// # Errors
     /// If there is none.
-    pub fn reserve(&mut self, more: usize) -> Result<(), OutOfMemory> {
-        let (len, capacity) = (self.bytes.len(), self.bytes.capacity());
-        if more <= capacity - len {
-            return Ok(());
+    pub fn reserve(&mut self, more: usize) -> Result<&mut [u8], OutOfMemory> {
+        if more > self.storage.len() - self.len {
+            self.grow(more)?;
         }
-        // Doubled, so that a thousand small pushes move little.
-        let wanted = len.checked_add(more).ok_or(OutOfMemory)?.max(capacity * 2).max(256);
-        self.memory.take(wanted - capacity)?;
-        self.taken += wanted - capacity;
-        self.bytes.try_reserve_exact(wanted - len).map_err(|_| OutOfMemory)
+        Ok(&mut self.storage[self.len..])
     }
 
-    /// Appends what `fill` puts into room for `more` bytes, as many as it says.
+    /// Takes the first `count` bytes of the room as appended.
     ///
-    /// # Errors
-    /// If there is no room.
-    pub fn fill<R>(
-        &mut self,
-        more: usize,
-        fill: impl FnOnce(&mut [u8]) -> (usize, R),
-    ) -> Result<R, OutOfMemory> {
-        self.reserve(more)?;
-        let len = self.bytes.len();
-        self.bytes.resize(len + more, 0);
-        let (count, result) = fill(&mut self.bytes[len..]);
-        self.bytes.truncate(len + count.min(more));
-        Ok(result)
+    /// # Panics
+    /// If there is not so much room.
+    pub fn advance(&mut self, count: usize) {
+        assert!(count <= self.storage.len() - self.len, "there was room for what was appended");
+        self.len += count;
     }
 
     /// Whether something was left out since the last [`truncate`](Self::truncate).
@@ -126,7 +117,7 @@ impl Buffer {
 
     /// Forgets all but the first `len` bytes, and that something was left out.
     pub fn truncate(&mut self, len: usize) {
-        self.bytes.truncate(len);
+        self.len = self.len.min(len);
         self.overflowed = false;
     }
 
@@ -135,29 +126,38 @@ impl Buffer {
     /// # Panics
     /// If there are fewer.
     pub fn consume(&mut self, count: usize) {
-        if count < self.bytes.len() {
-            self.bytes.drain(..count);
-            return;
-        }
-        assert_eq!(count, self.bytes.len(), "what was consumed was there");
-        self.bytes.clear();
-        if self.bytes.capacity() > KEPT {
+        self.storage.copy_within(count..self.len, 0);
+        self.len -= count;
+        if self.len == 0 && self.storage.len() > KEPT {
             self.release();
         }
     }
 
     /// Gives back all that an empty buffer holds; does nothing to another.
     pub fn release(&mut self) {
-        if self.bytes.is_empty() {
-            self.memory.give(core::mem::take(&mut self.taken));
-            self.bytes = Vec::new();
+        if self.len == 0 {
+            self.memory.give(self.storage.len());
+            self.storage = Vec::new();
         }
+    }
+
+    fn grow(&mut self, more: usize) -> Result<(), OutOfMemory> {
+        let old = self.storage.len();
+        // Doubled, so that a thousand small pushes move little.
+        let new = self.len.checked_add(more).ok_or(OutOfMemory)?.max(old * 2).max(256);
+        self.memory.take(new - old)?;
+        if self.storage.try_reserve_exact(new - old).is_err() {
+            self.memory.give(new - old);
+            return Err(OutOfMemory);
+        }
+        self.storage.resize(new, 0);
+        Ok(())
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.memory.give(self.taken);
+        self.memory.give(self.storage.len());
     }
 }
 
@@ -209,11 +209,11 @@ mod tests {
             let mut buffer = Buffer::new(&memory);
             let mut model = vec![];
             for (bytes, consume) in steps {
-                let filled = buffer.fill(bytes.len() + 3, |room| {
-                    room[..bytes.len()].copy_from_slice(&bytes);
-                    (bytes.len(), ())
-                });
-                prop_assert_eq!(filled, Ok(()));
+                let (first, second) = bytes.split_at(bytes.len() / 2);
+                buffer.push(first);
+                let room = buffer.reserve(second.len() + 3).unwrap();
+                room[..second.len()].copy_from_slice(second);
+                buffer.advance(second.len());
                 model.extend_from_slice(&bytes);
                 let count = consume % (model.len() + 1);
                 buffer.consume(count);
