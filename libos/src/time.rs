@@ -13,7 +13,7 @@ use core::{
     future::poll_fn,
     ops::{Add, AddAssign, Sub, SubAssign},
     pin::{Pin, pin},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 use xen_proto::pvclock::Monotonic;
 
@@ -170,7 +170,8 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
 #[must_use = "futures do nothing unless awaited"]
 pub struct Sleep {
     deadline: Instant,
-    timer: Option<timers::Id>,
+    /// The timer that is set, and whom it wakes.
+    timer: Option<(timers::Id, Waker)>,
 }
 
 impl Sleep {
@@ -187,17 +188,20 @@ impl Future for Sleep {
         if Instant::now() >= self.deadline {
             return Poll::Ready(());
         }
-        if let Some(timer) = self.timer.take() {
-            timers::cancel(timer);
+        // Often polled beside something else that was woken.
+        if self.timer.as_ref().is_none_or(|(_, woken)| !woken.will_wake(cx.waker())) {
+            let timer = timers::set(self.deadline.ns, cx.waker().clone());
+            if let Some((old, _)) = self.timer.replace((timer, cx.waker().clone())) {
+                timers::cancel(old);
+            }
         }
-        self.timer = Some(timers::set(self.deadline.ns, cx.waker().clone()));
         Poll::Pending
     }
 }
 
 impl Drop for Sleep {
     fn drop(&mut self) {
-        if let Some(timer) = self.timer.take() {
+        if let Some((timer, _)) = self.timer.take() {
             timers::cancel(timer);
         }
     }
