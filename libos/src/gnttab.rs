@@ -3,7 +3,7 @@
 use crate::{
     arch,
     hypercall::{self, Errno},
-    mm::Page,
+    mm::{Page, Pages},
     single::Single,
     start,
     suspend::{self, Mark, Resume, Slot, Subsystem},
@@ -13,7 +13,7 @@ use core::{
     cell::RefCell,
     fmt,
     mem::ManuallyDrop,
-    ops::Deref,
+    ops::{Deref, DerefMut, Range},
     sync::atomic::{AtomicU64, Ordering},
 };
 use xen_proto::{
@@ -59,6 +59,30 @@ impl Table {
         let references = first.max(FIRST_FREE.0)..first + ENTRIES_PER_FRAME;
         self.free.extend(references.rev().map(GrantRef));
         Ok(())
+    }
+
+    /// Lets `domain` use a frame.
+    fn allow(&mut self, frame: Mfn, domain: DomId, access: Access) -> Result<GrantRef, Errno> {
+        let reference = self.take_free()?;
+        let flags = match access {
+            Access::ReadOnly => PERMIT_ACCESS | READ_ONLY,
+            Access::ReadWrite => PERMIT_ACCESS,
+        };
+        let entry = Entry { domid: domain, frame }.emit(flags).expect("a frame below 16 TiB");
+        // One store for all of the entry: the other side sees nothing or everything.
+        self.entry(reference).store(entry, Ordering::Release);
+        Ok(reference)
+    }
+
+    /// Ends that; `false` if the other domain still has the page mapped.
+    fn end(&mut self, reference: GrantRef) -> bool {
+        let ended = self.entry(reference).try_update(Ordering::AcqRel, Ordering::Acquire, |entry| {
+            (!gnttab::in_use(gnttab::flags(entry))).then_some(0)
+        });
+        if ended.is_ok() {
+            self.free.push(reference);
+        }
+        ended.is_ok()
     }
 
     fn entry(&self, reference: GrantRef) -> &AtomicU64 {
@@ -185,15 +209,7 @@ impl Grant {
     /// If the page is beyond 16 TiB of the machine's memory, which the table's
     /// format cannot name.
     pub fn new(page: Page, domain: DomId, access: Access) -> Result<Self, Errno> {
-        let mut table = TABLE.borrow_mut();
-        let reference = table.take_free()?;
-        let flags = match access {
-            Access::ReadOnly => PERMIT_ACCESS | READ_ONLY,
-            Access::ReadWrite => PERMIT_ACCESS,
-        };
-        let entry = Entry { domid: domain, frame: page.mfn() }.emit(flags).expect("a frame below 16 TiB");
-        // One store for all of the entry: the other side sees nothing or everything.
-        table.entry(reference).store(entry, Ordering::Release);
+        let reference = TABLE.borrow_mut().allow(page.mfn(), domain, access)?;
         Ok(Self { reference, page: ManuallyDrop::new(page) })
     }
 
@@ -219,14 +235,62 @@ impl fmt::Debug for Grant {
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        let mut table = TABLE.borrow_mut();
-        let ended = table.entry(self.reference).try_update(Ordering::AcqRel, Ordering::Acquire, |entry| {
-            (!gnttab::in_use(gnttab::flags(entry))).then_some(0)
-        });
-        if ended.is_ok() {
-            table.free.push(self.reference);
+        if TABLE.borrow_mut().end(self.reference) {
             // SAFETY: it is not used after this.
             unsafe { ManuallyDrop::drop(&mut self.page) };
+        }
+    }
+}
+
+/// Pages that follow each other and that dom0 may use; otherwise as [`Grant`].
+pub(crate) struct GrantedPages {
+    references: Vec<GrantRef>,
+    pages: ManuallyDrop<Pages>,
+}
+
+impl GrantedPages {
+    /// Lets dom0 use `pages`.
+    ///
+    /// # Errors
+    /// If the grant table is full and cannot grow.
+    pub(crate) fn new(pages: Pages, access: Access) -> Result<Self, Errno> {
+        let Range { start, end } = pages.frames();
+        // Dropped when one fails, which ends those before.
+        let mut granted = Self { references: Vec::new(), pages: ManuallyDrop::new(pages) };
+        for frame in start.0..end.0 {
+            let frame = start::machine_frame(Pfn(frame));
+            granted.references.push(TABLE.borrow_mut().allow(frame, DomId::DOM0, access)?);
+        }
+        Ok(granted)
+    }
+
+    /// The number by which dom0 finds page `index`.
+    pub(crate) fn reference(&self, index: usize) -> GrantRef {
+        self.references[index]
+    }
+}
+
+impl Deref for GrantedPages {
+    type Target = Pages;
+
+    fn deref(&self) -> &Pages {
+        &self.pages
+    }
+}
+
+impl DerefMut for GrantedPages {
+    fn deref_mut(&mut self) -> &mut Pages {
+        &mut self.pages
+    }
+}
+
+impl Drop for GrantedPages {
+    fn drop(&mut self) {
+        let mut table = TABLE.borrow_mut();
+        let in_use = self.references.iter().filter(|&&reference| !table.end(reference)).count();
+        if in_use == 0 {
+            // SAFETY: they are not used after this.
+            unsafe { ManuallyDrop::drop(&mut self.pages) };
         }
     }
 }

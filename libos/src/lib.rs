@@ -73,6 +73,8 @@ mod hypercall;
 pub mod io;
 pub mod lifecycle;
 mod mm;
+pub mod net;
+mod netfront;
 pub mod prelude;
 pub mod process;
 pub mod random;
@@ -83,6 +85,7 @@ mod start;
 mod suspend;
 pub mod task;
 pub mod time;
+mod xenbus;
 pub mod xenstore;
 
 pub use fcap_libos_macros::main;

@@ -72,6 +72,11 @@ impl Instant {
         Self { ns: now_ns() }
     }
 
+    /// The moment at which [`now_ns`] is this.
+    pub(crate) fn from_ns(ns: u64) -> Self {
+        Self { ns }
+    }
+
     /// Time since this moment.
     pub fn elapsed(&self) -> Duration {
         Self::now().duration_since(*self)

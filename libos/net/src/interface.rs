@@ -83,13 +83,6 @@ impl<T: Transmit> Interface<T> {
         Self { smoltcp, addresses: cidrs.iter().map(|cidr| cidr.address().into()).collect(), out }
     }
 
-    /// Takes another card of the same addresses into use, as after a move to another host.
-    pub(crate) fn replace_card(&mut self, card: T, seed: u64, now: Instant) {
-        if let Out::Card { config, .. } = &self.out {
-            *self = Self::card(*config, card, seed, now);
-        }
-    }
-
     /// Whether the address is ours.
     pub(crate) fn has(&self, address: IpAddr) -> bool {
         self.addresses.contains(&address)
@@ -279,6 +272,12 @@ impl<T: Transmit> Interface<T> {
 }
 
 impl Config {
+    /// The addresses themselves.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let ipv4 = self.ipv4.map(|(address, _)| IpAddr::V4(address));
+        ipv4.into_iter().chain(self.ipv6.map(|(address, _)| IpAddr::V6(address)))
+    }
+
     fn is_on_link(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => self.ipv4.is_some_and(|(own, prefix)| {

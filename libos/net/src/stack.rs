@@ -45,10 +45,6 @@ impl<T: Transmit> Stack<T> {
     /// `memory_max` bounds the buffers of all connections, in bytes. `random` must be hard to
     /// guess: ports and sequence numbers come from it.
     pub fn new(cards: Vec<(Config, T)>, memory_max: usize, random: u64, now: Instant) -> Self {
-        let addresses = |config: &Config| {
-            let ipv4 = config.ipv4.map(|(address, _)| IpAddr::V4(address));
-            ipv4.into_iter().chain(config.ipv6.map(|(address, _)| IpAddr::V6(address)))
-        };
         // No generator takes zero.
         let mut stack = Self {
             interfaces: Vec::new(),
@@ -59,9 +55,9 @@ impl<T: Transmit> Stack<T> {
             nobody: SocketSet::new(vec![]),
             random: random | 1,
         };
-        let own: Vec<IpAddr> = cards.iter().flat_map(|(config, _)| addresses(config)).collect();
         let seed = stack.random();
-        stack.interfaces.push(Interface::loopback(own.into_iter(), seed, now));
+        let own = cards.iter().flat_map(|(config, _)| config.addresses());
+        stack.interfaces.push(Interface::loopback(own, seed, now));
         for (config, card) in cards {
             let seed = stack.random();
             stack.interfaces.push(Interface::card(config, card, seed, now));
@@ -102,8 +98,26 @@ impl<T: Transmit> Stack<T> {
     /// If there is no such card.
     pub fn replace_card(&mut self, card: usize, with: T, now: Instant) {
         let seed = self.random();
-        self.interfaces[LOOPBACK + 1 + card].replace_card(with, seed, now);
+        let interface = &mut self.interfaces[LOOPBACK + 1 + card];
+        if let Out::Card { config, .. } = interface.out {
+            *interface = Interface::card(config, with, seed, now);
+        }
         self.tcp.touch_all();
+    }
+
+    /// Gives all cards other addresses, as in a copy of the capsule. Connections from addresses
+    /// that are gone break. To be followed by [`Self::replace_card`] for each card.
+    pub fn set_addresses(&mut self, configs: &[Config], now: Instant) {
+        let seed = self.random();
+        let own = configs.iter().flat_map(Config::addresses);
+        self.interfaces[LOOPBACK] = Interface::loopback(own, seed, now);
+        for (interface, new) in self.interfaces.iter_mut().skip(LOOPBACK + 1).zip(configs) {
+            if let Out::Card { config, .. } = &mut interface.out {
+                *config = *new;
+            }
+        }
+        self.tcp
+            .break_where(|local| !configs.iter().any(|config| config.addresses().any(|own| own == local)));
     }
 
     /// Tells the link of a card where its addresses are.

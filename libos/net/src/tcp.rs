@@ -189,6 +189,20 @@ impl Tcp {
         }
     }
 
+    /// Breaks connections from local addresses that are gone.
+    pub(crate) fn break_where(&mut self, is_gone: impl Fn(IpAddr) -> bool) {
+        let all: Vec<usize> = self.connections.numbers().collect();
+        for id in all {
+            let connection = &mut self.connections[id];
+            let local = connection.local.ip();
+            if !local.is_loopback() && is_gone(local) {
+                connection.error = Some(Error::Reset);
+                // smoltcp closes it without a word to the peer, who knows us by another address.
+                self.touch(id);
+            }
+        }
+    }
+
     /// Looks again at all connections, as when interfaces have changed.
     pub(crate) fn touch_all(&mut self) {
         let all: Vec<usize> = self.connections.numbers().collect();

@@ -11,7 +11,8 @@
 //! | [`elfnote`], [`start_info`], [`cmdline`] | start of day |
 //! | [`domid`], [`frame`], [`evtchn`], [`gnttab`] | domains, frames, ports, grants |
 //! | [`hypercall`], [`shared_info`], [`pvclock`] | the doors to Xen |
-//! | [`ring`], [`xenstore`] | byte rings, and what xenstored speaks over them |
+//! | [`ring`], [`xenstore`] | rings, and what xenstored speaks over one |
+//! | [`xenbus`], [`netif`] | how devices connect, and what network cards speak |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -25,11 +26,13 @@ pub mod evtchn;
 pub mod frame;
 pub mod gnttab;
 pub mod hypercall;
+pub mod netif;
 pub mod pvclock;
 pub mod ring;
 pub mod shared_info;
 pub mod start_info;
 pub mod suspend;
+pub mod xenbus;
 pub mod xenstore;
 
 pub use domid::DomId;

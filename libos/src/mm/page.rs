@@ -137,7 +137,7 @@ impl Drop for Page {
     }
 }
 
-/// Pages of our own that follow each other, zeroed, for the host to read.
+/// Pages of our own that follow each other, zeroed, to be shared with another domain.
 #[derive(Debug)]
 pub(crate) struct Pages {
     first: NonNull<u8>,
@@ -165,6 +165,33 @@ impl Pages {
         assert!(index < self.layout.size() / PAGE_SIZE);
         // SAFETY: a page among ours.
         unsafe { SharedPage::new(self.first.add(index * PAGE_SIZE)) }
+    }
+
+    /// The bytes in `range`, counted from the first page on.
+    ///
+    /// # Safety
+    /// Nobody may write them as long as the reference is used: neither we, nor who was told that
+    /// it may.
+    ///
+    /// # Panics
+    /// If they are not all inside of the pages.
+    pub(crate) unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
+        assert!(range.start <= range.end && range.end <= self.layout.size());
+        // SAFETY: inside of the pages; the caller vouches for the rest.
+        unsafe { core::slice::from_raw_parts(self.first.add(range.start).as_ptr(), range.len()) }
+    }
+
+    /// The bytes in `range`, counted from the first page on, to be written.
+    ///
+    /// # Safety
+    /// Nobody else may use them as long as the reference is used.
+    ///
+    /// # Panics
+    /// If they are not all inside of the pages.
+    pub(crate) unsafe fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
+        assert!(range.start <= range.end && range.end <= self.layout.size());
+        // SAFETY: inside of the pages; the caller vouches for the rest.
+        unsafe { core::slice::from_raw_parts_mut(self.first.add(range.start).as_ptr(), range.len()) }
     }
 
     /// `count` double words from the page number `index` on.
