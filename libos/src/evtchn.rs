@@ -68,13 +68,26 @@ enum End {
 
 impl Line {
     fn number(&self) -> Option<Number> {
-        match (self.end, self.id) {
-            (End::Unbound(_, number) | End::Bound(number), _) => Some(number),
-            (End::Builder, Id::Store) => Some(start::info().store_port()),
-            (End::Builder, _) => Some(start::info().console_port()),
-            (End::Lost, _) => None,
+        match self.end {
+            End::Builder => builders_number(self.id),
+            End::Unbound(_, number) | End::Bound(number) => Some(number),
+            End::Lost => None,
         }
     }
+}
+
+/// The port of a line that the builder has made.
+fn builders_number(id: Id) -> Option<Number> {
+    match id {
+        Id::Console => Some(start::info().console_port()),
+        Id::Store => Some(start::info().store_port()),
+        Id::Own(_) => None,
+    }
+}
+
+/// The port of a line, which need not be in use if it is the builder's.
+fn number(id: Id) -> Option<Number> {
+    builders_number(id).or_else(|| with_line(id, |line| line.number()))
 }
 
 /// Does something with the line `id`, which begins to be in use if it is one of the builder's.
@@ -103,7 +116,7 @@ pub(crate) fn wake_on(id: Id, waker: &Waker) {
 
 /// Sends an event to the other side of the line, if there is one.
 pub(crate) fn notify(id: Id) {
-    if let Some(number) = with_line(id, |line| line.number()) {
+    if let Some(number) = number(id) {
         // Fails while nobody is connected, who then looks for news when connecting.
         let _ = hypercall::notify(number);
     }
@@ -122,10 +135,10 @@ pub(crate) fn dispatch() {
 
 /// Takes the event of the line, if there is one, and wakes who waits for it.
 fn take(id: Id) {
-    let wakers = with_line(id, |line| {
-        let taken = line.number().is_some_and(shared_info::take_event);
-        taken.then(|| line.fire())
-    });
+    if !number(id).is_some_and(shared_info::take_event) {
+        return;
+    }
+    let wakers = LINES.borrow_mut().lines.iter_mut().find(|line| line.id == id).map(Line::fire);
     wakers.into_iter().flatten().for_each(Waker::wake);
 }
 
@@ -160,8 +173,7 @@ pub(crate) fn block_until(id: Id, mut condition: impl FnMut() -> bool) -> Result
         if condition() {
             return Ok(());
         }
-        let number = with_line(id, |line| line.number());
-        hypercall::poll(number.as_slice(), None)?;
+        hypercall::poll(number(id).as_slice(), None)?;
     }
 }
 
@@ -206,7 +218,7 @@ impl Port {
     /// The number by which the other domain connects.
     pub fn number(&self) -> Number {
         // No port has this number; it is what one that is lost is called.
-        with_line(self.id, |line| line.number()).unwrap_or(Number(0))
+        number(self.id).unwrap_or(Number(0))
     }
 
     /// Sends an event to the other side, if there is one by now.
@@ -234,7 +246,7 @@ pub(crate) async fn wait(id: Id) {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        if let Some(number) = with_line(self.id, |line| line.number()) {
+        if let Some(number) = number(self.id) {
             // It is open, so there is nothing that could fail.
             let _ = hypercall::close_port(number);
         }
