@@ -40,7 +40,7 @@ use crate::error::{Error, Result};
 use crate::id::CapsuleId;
 use crate::log::Log;
 use crate::store::{Progress, Saved};
-use config::Config;
+use config::{Config, Port};
 use console::Console;
 
 /// A capsule, as everybody may hold it.
@@ -208,7 +208,8 @@ impl Record {
         steps
     }
 
-    /// As the API shows it in lists. `cpu_time_ns` is of its domain, if it has one.
+    /// As the API shows it in lists, but for its addresses, which its networks know. `cpu_time_ns`
+    /// is of its domain, if it has one.
     pub fn api(&self, node: &str, cpu_time_ns: u64) -> fcap_api::Capsule {
         let config = self.config.clone();
         fcap_api::Capsule {
@@ -233,6 +234,10 @@ impl Record {
             restarts: self.progress.restarts,
             remove: config.remove,
             stdin: config.stdin,
+            networks: Vec::new(),
+            ports: config.ports.iter().filter_map(Port::api).collect(),
+            net_rate_kbit: config.net_rate_kbit,
+            net: None,
             end: self.end.clone(),
             steps: Vec::new(),
         }

@@ -22,8 +22,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use anyhow::Context;
 use fcap_api::{
-    Action, CreateCapsule, End, EndReason, Event, Node, NodeUpdate, Pruned, RestartPolicy, State, Stats,
+    Action, CreateCapsule, End, EndReason, Event, NetStats, Node, NodeUpdate, Pruned, RestartPolicy, State,
+    Stats,
 };
 use tokio::sync::Notify;
 
@@ -31,13 +33,16 @@ use crate::capsule::config::{self, Config};
 use crate::capsule::console::Console;
 use crate::capsule::driver::{Begin, Driver};
 use crate::capsule::end::without_epitaph;
-use crate::capsule::{Capsule, Command};
+use crate::capsule::{Capsule, Command, Record};
 use crate::clock::now_ms;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::id::CapsuleId;
 use crate::images::Images;
 use crate::log::{Cursor, Log};
+use crate::net::Fabric;
+use crate::net::networks::Networks;
+use crate::net::overlay::{self, Links};
 use crate::node::Identity;
 use crate::store::{Loaded, Saved, SavedEnd, Store};
 use crate::toolstack::{self, DomainInfo, EventSink, Toolstack};
@@ -88,6 +93,10 @@ pub struct Options {
 pub struct Daemon {
     /// The hypervisor.
     pub toolstack: Arc<dyn Toolstack>,
+    /// The networks of the node.
+    pub networks: Networks,
+    /// The other nodes of the overlay.
+    pub links: Links,
     /// What survives.
     pub store: Store,
     /// What capsules are made of.
@@ -125,14 +134,18 @@ impl Daemon {
     /// When the disk or the hypervisor does not answer.
     pub async fn start(
         toolstack: Arc<dyn Toolstack>,
+        fabric: Arc<dyn Fabric>,
         signals: Arc<Signals>,
         store: Store,
         identity: Identity,
         options: Options,
     ) -> anyhow::Result<Arc<Self>> {
         let images = Images::open_dir(store.images_dir(), options.image_bytes, toolstack.clone())?;
+        let networks = Networks::load(fabric, &store).context("failed to read the node's networks")?;
         let daemon = Arc::new(Self {
             toolstack,
+            networks,
+            links: Links::default(),
             store,
             images,
             events: Arc::default(),
@@ -143,7 +156,10 @@ impl Daemon {
             options,
             started: Instant::now(),
         });
+        let this = daemon.clone();
+        blocking(move || this.networks.ensure()).await?;
         daemon.recover().await?;
+        overlay::resume(&daemon).await;
         let (toolstack, pool) = (daemon.toolstack.clone(), daemon.options.pool);
         blocking(move || toolstack.set_pool(pool)).await??;
         tokio::spawn(daemon.clone().watch_domains());
@@ -165,12 +181,22 @@ impl Daemon {
                 tracing::error!(capsule = %id, %error, "a capsule cannot be taken back");
             }
         }
+        let this = self.clone();
+        blocking(move || {
+            let list = this.list();
+            let running = list.iter().filter_map(|capsule| {
+                capsule.look(|record| record.run.as_ref().map(|_| (capsule.id, record.config.networks.len())))
+            });
+            this.networks.retain(running);
+        })
+        .await?;
         Ok(())
     }
 
     async fn recover_one(self: &Arc<Self>, loaded: Loaded, domains: Vec<DomainInfo>) -> anyhow::Result<()> {
         let Loaded { saved, end, log } = loaded;
         let Saved { config, mut progress } = saved;
+        self.networks.enter(&config);
         let ended = end.as_ref().is_some_and(|end| end.run >= progress.run);
         let mut adopted = None;
         for info in domains {
@@ -315,9 +341,13 @@ impl Daemon {
             let mut table = self.table.lock().unwrap();
             let name = config::name(request.name.as_deref(), |name| table.names.contains_key(name))?;
             check_free(&table, &name)?;
-            let config = Config::check(request, id, name.clone(), &*image, now_ms())?;
+            self.networks.check_name(&name)?;
+            let (mut config, networks) = Config::check(request, id, name.clone(), &*image, now_ms())?;
+            config.networks = self.networks.allocate(&networks, !config.ports.is_empty())?;
             let log = Log::open(self.store.log_base(id), Vec::new(), self.options.log_bytes)
+                .inspect_err(|_| self.networks.release(&config.networks))
                 .map_err(Error::disk(format!("begin the log of capsule {name}")))?;
+            self.networks.enter(&config);
             let (capsule, commands) = Capsule::new(config, Default::default(), None, log);
             table.names.insert(name, id);
             table.capsules.insert(id, capsule.clone());
@@ -339,8 +369,9 @@ impl Daemon {
         Ok((capsule, cursor))
     }
 
-    /// Takes a removed capsule from the table.
+    /// Takes a removed capsule from the table, and its addresses back.
     pub fn forget(&self, capsule: &Capsule) {
+        capsule.look(|record| self.networks.forget(&record.config));
         let mut table = self.table.lock().unwrap();
         table.capsules.remove(&capsule.id);
         table.names.retain(|_, id| *id != capsule.id);
@@ -354,6 +385,7 @@ impl Daemon {
         crate::names::check(name).map_err(Error::BadRequest)?;
         let mut table = self.table.lock().unwrap();
         check_free(&table, name)?;
+        self.networks.check_name(name)?;
         table.names.insert(name.to_owned(), id);
         Ok(())
     }
@@ -395,7 +427,8 @@ impl Daemon {
             Some(_) => self.domains()?.get(&capsule.id.0).map_or(0, |info| info.cpu_time_ns),
             None => 0,
         };
-        Ok(fcap_api::Capsule { steps: record.steps(), ..record.api(&self.identity.name(), cpu_time_ns) })
+        let net = record.run.as_ref().and_then(|_| self.counters(&record));
+        Ok(fcap_api::Capsule { steps: record.steps(), net, ..self.api(&record, cpu_time_ns) })
     }
 
     /// All capsules as the API shows them; without `all`, only those that have not ended.
@@ -404,16 +437,24 @@ impl Daemon {
     /// When the hypervisor does not answer.
     pub fn show_all(&self, all: bool) -> Result<Vec<fcap_api::Capsule>> {
         let domains = self.domains()?;
-        let node = self.identity.name();
         let wanted = |state| all || !matches!(state, State::Created | State::Exited);
         let capsules = self.list();
         let shown = capsules.iter().filter(|capsule| capsule.look(|record| wanted(record.state)));
         Ok(shown
             .map(|capsule| {
                 let cpu = domains.get(&capsule.id.0).map_or(0, |info| info.cpu_time_ns);
-                capsule.look(|record| record.api(&node, cpu))
+                capsule.look(|record| self.api(record, cpu))
             })
             .collect())
+    }
+
+    fn api(&self, record: &Record, cpu_time_ns: u64) -> fcap_api::Capsule {
+        let networks = self.networks.endpoints(&record.config.networks);
+        fcap_api::Capsule { networks, ..record.api(&self.identity.name(), cpu_time_ns) }
+    }
+
+    fn counters(&self, record: &Record) -> Option<NetStats> {
+        self.networks.counters(record.config.id, record.config.networks.len())
     }
 
     /// What the capsules use.
@@ -438,6 +479,7 @@ impl Daemon {
                     cpu_cap: record.config.cpu_cap,
                     weight: record.config.weight,
                     output_bytes: capsule.log.end(),
+                    net: self.counters(record),
                 })
             })
         });

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use fcap_api::{ErrorBody, ErrorCode};
 
-use crate::toolstack;
+use crate::{net, toolstack};
 
 /// A request that failed. Messages name the object and, where there is one, the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,18 @@ pub enum Error {
     /// The node does not hold this image.
     #[error("no such image: {0}; upload it first")]
     NoSuchImage(String),
+    /// The node has no network of this name.
+    #[error("no such network: {0}; `fcap network ls` shows all, `fcap network create` makes one")]
+    NoSuchNetwork(String),
+    /// The network cannot go, or not yet.
+    #[error("{0}")]
+    NetworkInUse(String),
+    /// The network has no address left for this node.
+    #[error("{0}")]
+    NoAddress(String),
+    /// Somebody has the node's port.
+    #[error("{0}")]
+    PortTaken(String),
     /// Nothing is served at this path.
     #[error("nothing is served at this path; see /v1/openapi.json")]
     NoSuchPath,
@@ -69,6 +81,9 @@ pub enum Error {
     /// The hypervisor refuses or fails.
     #[error(transparent)]
     Toolstack(#[from] toolstack::Error),
+    /// dom0's network refuses or fails.
+    #[error(transparent)]
+    Network(#[from] net::Error),
     /// The daemon is about to end.
     #[error("the daemon is shutting down")]
     ShuttingDown,
@@ -96,6 +111,10 @@ impl Error {
             Self::Unauthorized => ErrorCode::Unauthorized,
             Self::NoSuchCapsule(_) => ErrorCode::NoSuchCapsule,
             Self::NoSuchImage(_) => ErrorCode::NoSuchImage,
+            Self::NoSuchNetwork(_) => ErrorCode::NoSuchNetwork,
+            Self::NetworkInUse(_) => ErrorCode::NetworkInUse,
+            Self::NoAddress(_) => ErrorCode::NoAddress,
+            Self::PortTaken(_) | Self::Network(net::Error::PortTaken { .. }) => ErrorCode::PortTaken,
             Self::NoSuchPath => ErrorCode::NoSuchPath,
             Self::NoSuchMethod => ErrorCode::NoSuchMethod,
             Self::Ambiguous { .. } => ErrorCode::Ambiguous,
@@ -105,19 +124,24 @@ impl Error {
             Self::BadImage(_) | Self::Toolstack(T::BadImage(_)) => ErrorCode::BadImage,
             Self::Toolstack(T::NotEnoughMemory { .. }) => ErrorCode::NotEnoughMemory,
             Self::DiskFull(_) | Self::Toolstack(T::NoRoom(_)) => ErrorCode::NoRoom,
-            Self::Disk { .. } | Self::Toolstack(T::Failed { .. }) | Self::ShuttingDown => ErrorCode::Internal,
+            Self::Disk { .. }
+            | Self::Toolstack(T::Failed { .. })
+            | Self::Network(net::Error::Failed { .. })
+            | Self::ShuttingDown => ErrorCode::Internal,
         }
     }
 
     /// The error as it travels: with its causes, since there is no other place for them.
     pub fn body(&self) -> ErrorBody {
         let mut message = self.to_string();
-        if let Self::Toolstack(inner) = self {
-            let mut cause = std::error::Error::source(inner);
-            while let Some(error) = cause {
-                message.push_str(&format!(": {error}"));
-                cause = error.source();
-            }
+        let mut cause = match self {
+            Self::Toolstack(inner) => std::error::Error::source(inner),
+            Self::Network(inner) => std::error::Error::source(inner),
+            _ => None,
+        };
+        while let Some(error) = cause {
+            message.push_str(&format!(": {error}"));
+            cause = error.source();
         }
         ErrorBody { code: self.code(), message: crate::names::printable(&message, 2000) }
     }
@@ -128,12 +152,19 @@ pub fn status(code: ErrorCode) -> StatusCode {
     match code {
         ErrorCode::BadRequest => StatusCode::BAD_REQUEST,
         ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
-        ErrorCode::NoSuchCapsule | ErrorCode::NoSuchImage | ErrorCode::NoSuchPath => StatusCode::NOT_FOUND,
+        ErrorCode::NoSuchCapsule
+        | ErrorCode::NoSuchImage
+        | ErrorCode::NoSuchNetwork
+        | ErrorCode::NoSuchPath => StatusCode::NOT_FOUND,
         ErrorCode::NoSuchMethod => StatusCode::METHOD_NOT_ALLOWED,
-        ErrorCode::Ambiguous | ErrorCode::NameTaken | ErrorCode::WrongState => StatusCode::CONFLICT,
+        ErrorCode::Ambiguous
+        | ErrorCode::NameTaken
+        | ErrorCode::PortTaken
+        | ErrorCode::NetworkInUse
+        | ErrorCode::WrongState => StatusCode::CONFLICT,
         ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorCode::BadImage | ErrorCode::NotEnoughMemory => StatusCode::UNPROCESSABLE_ENTITY,
-        ErrorCode::NoRoom => StatusCode::INSUFFICIENT_STORAGE,
+        ErrorCode::NoRoom | ErrorCode::NoAddress => StatusCode::INSUFFICIENT_STORAGE,
         ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

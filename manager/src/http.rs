@@ -7,6 +7,7 @@
 mod capsules;
 mod extract;
 mod images;
+mod networks;
 mod node;
 mod server;
 mod streams;
@@ -26,6 +27,7 @@ use utoipa_axum::routes;
 
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::net::overlay;
 pub use server::{bind_unix, serve_tcp, serve_unix};
 
 /// Longest JSON body of a request.
@@ -62,13 +64,13 @@ impl utoipa::IntoResponses for Errors {
         let texts = [
             ("400", "The request makes no sense"),
             ("401", "No token, or a wrong one"),
-            ("404", "No such capsule, image or path"),
+            ("404", "No such capsule, image, network or path"),
             ("405", "The path has no such method"),
-            ("409", "Not possible in the present state, name taken, or id ambiguous"),
+            ("409", "Not possible in the present state, name or port taken, or id ambiguous"),
             ("413", "Larger than the node takes"),
             ("422", "The image cannot be run, or needs more memory"),
             ("500", "The hypervisor or the node failed"),
-            ("507", "The node has no room"),
+            ("507", "The node has no room, or no address left"),
         ];
         let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();
         let response =
@@ -99,11 +101,15 @@ fn routes() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(node::version))
         .routes(routes!(node::node, node::update_node))
         .routes(routes!(node::adopt))
+        .routes(routes!(node::overlay, node::set_overlay))
+        .routes(routes!(node::endpoints))
         .routes(routes!(node::stats))
         .routes(routes!(node::events))
         .routes(routes!(node::prune))
         .routes(routes!(images::list))
         .routes(routes!(images::get, images::put, images::delete))
+        .routes(routes!(networks::list, networks::create))
+        .routes(routes!(networks::get, networks::remove))
         .routes(routes!(capsules::list, capsules::create))
         .routes(routes!(capsules::get, capsules::update, capsules::remove))
         .routes(routes!(capsules::start))
@@ -155,15 +161,14 @@ async fn check_token(
     request: Request,
     next: Next,
 ) -> Result<Response, Error> {
-    let open = ["/v1/version", "/v1/openapi.json"].contains(&request.uri().path());
+    let path = request.uri().path();
+    let open = ["/v1/version", "/v1/openapi.json"].contains(&path);
     let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let token = given.and_then(|value| {
         let (scheme, token) = value.split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
     });
-    if open || token.is_some_and(|token| daemon.identity.accepts(token)) {
-        Ok(next.run(request).await)
-    } else {
-        Err(Error::Unauthorized)
-    }
+    let accepts =
+        |token: &[u8]| daemon.identity.accepts(token) || path == overlay::PATH && daemon.links.accepts(token);
+    if open || token.is_some_and(accepts) { Ok(next.run(request).await) } else { Err(Error::Unauthorized) }
 }

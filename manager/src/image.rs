@@ -78,6 +78,9 @@ pub enum Error {
     Unpack(String),
 }
 
+/// Section of capsules that are linked with the library OS's network.
+const NETWORK_SECTION: &str = ".fcap.net";
+
 /// A part of the image, to be copied into the domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -119,6 +122,8 @@ pub struct Image {
     pub kernel: Option<Kernel>,
     /// Size of the file as it came.
     pub file_size: u64,
+    /// Whether it is a capsule with the section [`NETWORK_SECTION`].
+    pub wants_network: bool,
 }
 
 /// The ELF file of an [`Image`].
@@ -180,13 +185,17 @@ pub fn parse(file: Arc<[u8]>) -> Result<Image, Error> {
     if file.is_empty() {
         return Err(Error::Empty);
     }
-    let kernel = match elf_file(&file)? {
-        Some(elf) => Some(parse_elf(&elf)?),
-        None => None,
+    let (kernel, wants_network) = match elf_file(&file)? {
+        Some(elf) => {
+            let kernel = parse_elf(&elf)?;
+            let wants_network = kernel.is_capsule && has_section(&elf, NETWORK_SECTION);
+            (Some(kernel), wants_network)
+        }
+        None => (None, false),
     };
     // Nobody needs the bytes of what is no kernel; the caller has them.
     let file = if kernel.is_some() { file } else { Arc::new([]) };
-    Ok(Image { file, kernel, file_size })
+    Ok(Image { file, kernel, file_size, wants_network })
 }
 
 fn parse_elf(bytes: &[u8]) -> Result<Kernel, Error> {
@@ -291,6 +300,13 @@ fn parse_elf(bytes: &[u8]) -> Result<Kernel, Error> {
         return Err(Error::BadNote { note: "HYPERCALL_PAGE", why: "it lies outside of the image".into() });
     }
     Ok(kernel)
+}
+
+/// Whether there is a section of this name. Sections are not needed to run an image, so a table
+/// of them that makes no sense has none.
+fn has_section(bytes: &[u8], name: &str) -> bool {
+    let Ok(elf) = ElfBytes::<LittleEndian>::minimal_parse(bytes) else { return false };
+    matches!(elf.section_header_by_name(name), Ok(Some(_)))
 }
 
 fn damaged(error: elf::ParseError) -> Error {

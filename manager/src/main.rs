@@ -10,6 +10,7 @@ use clap::Parser;
 use fcap_manager::daemon::{Daemon, Options, Signals};
 use fcap_manager::http;
 use fcap_manager::log::MIN_BYTES;
+use fcap_manager::net::{self, Fabric};
 use fcap_manager::node::Identity;
 use fcap_manager::store::{Store, is_in_memory};
 use fcap_manager::toolstack::Toolstack;
@@ -76,13 +77,17 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let image_bytes = args.image_bytes.map_or_else(|| default_image_bytes(&args.state_dir), Ok)?;
     let identity = Identity::load(&store, args.token_file, !args.simulate)?;
     let signals = Arc::<Signals>::default();
-    let toolstack: Arc<dyn Toolstack> = if args.simulate {
-        Arc::new(World::new(2, 1 << 20).toolstack(signals.sink()))
+    let (toolstack, fabric): (Arc<dyn Toolstack>, Arc<dyn Fabric>) = if args.simulate {
+        (Arc::new(World::new(2, 1 << 20).toolstack(signals.sink())), Arc::<net::sim::Sim>::default())
     } else {
-        real_toolstack(&signals)?
+        let network = net::linux::Linux::new().context("failed to open the network; is nft installed?")?;
+        (real_toolstack(&signals)?, Arc::new(network))
     };
     let options = Options { log_bytes: args.log_bytes, image_bytes, pool: args.pool };
-    let daemon = Daemon::start(toolstack, signals, store, identity, options).await?;
+    let daemon = Daemon::start(toolstack, fabric, signals, store, identity, options).await?;
+    if !args.simulate {
+        tokio::spawn(net::dns::server::serve(daemon.clone()));
+    }
     let (open, guarded) = http::routers(daemon);
     let tcp = async {
         match args.listen {

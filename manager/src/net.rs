@@ -10,7 +10,19 @@
 //! ([`Fabric::ensure`], [`Fabric::attach`], [`Fabric::publish`]), all of which change nothing
 //! where it is so already, and then [`Fabric::retain`] removes what nobody has asked for.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+pub mod dns;
+pub mod endpoints;
+pub mod ipam;
+pub mod linux;
+pub mod networks;
+pub mod overlay;
+pub mod sim;
+#[cfg(test)]
+mod suite;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+pub use fcap_api::Protocol;
 
 use crate::toolstack::Uuid;
 
@@ -59,6 +71,22 @@ pub struct Network {
     pub outbound: bool,
 }
 
+impl Network {
+    /// Whether an address is one of the network's.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => {
+                let ((gateway, bits), address) = (self.gateway4, u32::from(address));
+                (u32::from(gateway) ^ address).checked_shr(32 - u32::from(bits)).unwrap_or(0) == 0
+            }
+            IpAddr::V6(address) => {
+                let ((gateway, bits), address) = (self.gateway6, u128::from(address));
+                (u128::from(gateway) ^ address).checked_shr(128 - u32::from(bits)).unwrap_or(0) == 0
+            }
+        }
+    }
+}
+
 /// One interface of a capsule on this node, before its domain exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
@@ -89,15 +117,6 @@ pub struct Remote {
     pub ipv6: Ipv6Addr,
     /// The other node's address on the wire between nodes.
     pub node: Ipv4Addr,
-}
-
-/// Protocol of a published port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
 }
 
 /// A port of the node that leads to a capsule on it.
@@ -146,6 +165,12 @@ pub struct Peer {
     pub address: Ipv4Addr,
     /// Its WireGuard key.
     pub public_key: Option<[u8; 32]>,
+}
+
+/// A node's address inside the encryption between nodes, made of the one outside.
+pub fn tunnel_address(outside: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, d] = outside.octets();
+    Ipv6Addr::from([0xfd, 0xfc, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d])
 }
 
 /// Everything that should be there, for [`Fabric::retain`].

@@ -87,6 +87,8 @@ pub trait Image: Send + Sync {
     fn min_memory_kib(&self) -> u64;
     /// Size of the file in bytes.
     fn size(&self) -> u64;
+    /// Whether it is a capsule that is linked with the library OS's network.
+    fn wants_network(&self) -> bool;
     /// For implementations to find their own type again.
     fn as_any(&self) -> &dyn std::any::Any;
 }
@@ -114,6 +116,19 @@ pub struct DomainSpec {
     pub weight: u16,
     /// Whether standard input will come.
     pub stdin: bool,
+    /// Its network interfaces, by their handles.
+    pub vifs: Vec<Vif>,
+}
+
+/// A network interface of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vif {
+    /// Number of the interface within the domain: `device/vif/N`.
+    pub handle: u32,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Most it may send, in kilobits a second.
+    pub rate_kbit: Option<u32>,
 }
 
 /// A domain as the hypervisor sees it.

@@ -11,6 +11,13 @@
 //! | `GET /v1/node` | | [`Node`] |
 //! | `PATCH /v1/node` | [`NodeUpdate`] | [`Node`] |
 //! | `POST /v1/node/adopt` | [`Adopt`] | 204 |
+//! | `GET /v1/node/overlay` | | [`OverlayStatus`], or null |
+//! | `PUT /v1/node/overlay` | [`Overlay`] | [`OverlayStatus`] |
+//! | `GET /v1/overlay/endpoints?follow=` | | [`OverlayUpdate`]s, one JSON object a line; for nodes of the overlay |
+//! | `GET /v1/networks` | | `[`[`Network`]`]` |
+//! | `POST /v1/networks` | [`CreateNetwork`] | 201 [`Network`] |
+//! | `GET /v1/networks/{name}` | | [`Network`] |
+//! | `DELETE /v1/networks/{name}` | | 204 |
 //! | `GET /v1/images` | | `[`[`Image`]`]` |
 //! | `GET /v1/images/{digest}` | | [`Image`] |
 //! | `PUT /v1/images/{digest}` | the bytes | 201 [`Image`] |
@@ -40,7 +47,14 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+mod network;
 pub mod stream;
+
+pub use network::{
+    CreateNetwork, DEFAULT_NETWORK, Endpoint, Lan, MAX_NETWORK_NAME, MAX_NETWORKS, MAX_PORTS, NetStats,
+    Network, Overlay, OverlayEndpoint, OverlayPeer, OverlayStatus, OverlayUpdate, PeerStatus, Protocol,
+    PublishPort, PublishedPort,
+};
 
 /// Where fcapd listens inside a node unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/fcap/fcapd.sock";
@@ -76,6 +90,8 @@ pub enum ErrorCode {
     NoSuchCapsule,
     /// 404: no such image.
     NoSuchImage,
+    /// 404: no such network.
+    NoSuchNetwork,
     /// 404: no such path.
     NoSuchPath,
     /// 405: the path has no such method.
@@ -84,6 +100,10 @@ pub enum ErrorCode {
     Ambiguous,
     /// 409: the name is taken.
     NameTaken,
+    /// 409: another capsule or program has the node's port.
+    PortTaken,
+    /// 409: capsules have addresses in the network.
+    NetworkInUse,
     /// 409: not possible in the capsule's state.
     WrongState,
     /// 413: larger than the node takes.
@@ -94,6 +114,8 @@ pub enum ErrorCode {
     NotEnoughMemory,
     /// 507: the node has no room (memory, disk, xenstore quota).
     NoRoom,
+    /// 507: the network has no address left for this node.
+    NoAddress,
     /// 500: the hypervisor or the node failed.
     Internal,
 }
@@ -164,6 +186,9 @@ pub struct Adopt {
     pub seed: String,
     /// The wall clock now, nanoseconds since the Unix epoch.
     pub wall_time_ns: u64,
+    /// Its card on the wire between nodes, if it has one.
+    #[serde(default)]
+    pub lan: Option<Lan>,
 }
 
 /// An image that a node holds.
@@ -228,6 +253,13 @@ pub struct CreateCapsule {
     pub initrd: Option<String>,
     /// Kernel command line, for kernels that are not capsules.
     pub append: Option<String>,
+    /// Networks to be in; none when empty. When not given, [`DEFAULT_NETWORK`] for images that
+    /// are linked with the library OS's network, and none for others.
+    pub networks: Option<Vec<String>>,
+    /// Ports of the node that lead to it, through its first network.
+    pub ports: Vec<PublishPort>,
+    /// Most it may send, in kilobits a second; no limit when not given.
+    pub net_rate_kbit: Option<u32>,
     /// Make it, but do not start it (`POST /v1/capsules` only).
     pub no_start: bool,
 }
@@ -297,6 +329,18 @@ pub struct Capsule {
     pub remove: bool,
     /// As [`CreateCapsule::stdin`].
     pub stdin: bool,
+    /// Its places in networks.
+    #[serde(default)]
+    pub networks: Vec<Endpoint>,
+    /// Ports of the node that lead to it while it runs.
+    #[serde(default)]
+    pub ports: Vec<PublishedPort>,
+    /// As [`CreateCapsule::net_rate_kbit`].
+    #[serde(default)]
+    pub net_rate_kbit: Option<u32>,
+    /// What went through its interfaces; known while it runs, and left out of lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<NetStats>,
     /// How its last run ended.
     pub end: Option<End>,
     /// Where the time of its last start went, in order; known to the daemon that started it, and
@@ -411,6 +455,9 @@ pub struct Stats {
     pub weight: u16,
     /// Bytes it has written to its console since the daemon knows it.
     pub output_bytes: u64,
+    /// What went through its interfaces, if it has any.
+    #[serde(default)]
+    pub net: Option<NetStats>,
 }
 
 /// Something that happened.

@@ -1,8 +1,12 @@
 //! What a capsule was made with, checked.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
-use fcap_api::{CreateCapsule, DEFAULT_MEMORY_KIB, DEFAULT_WEIGHT, ImageKind, RestartPolicy};
+use fcap_api::{
+    CreateCapsule, DEFAULT_MEMORY_KIB, DEFAULT_NETWORK, DEFAULT_WEIGHT, ImageKind, MAX_NETWORKS, MAX_PORTS,
+    Protocol, PublishPort, RestartPolicy,
+};
 use serde::{Deserialize, Serialize};
 use xen_proto::boot;
 
@@ -15,6 +19,8 @@ use crate::toolstack::Image;
 const MAX_VCPUS: u32 = 32;
 /// Most bytes of a kernel's command line: Xen has room for 1,024 with the NUL.
 const MAX_COMMAND_LINE: usize = 1023;
+/// Most bytes of the words that a kernel's command line gets for an interface.
+const MAX_INTERFACE_WORDS: usize = 105;
 /// Most bytes of all arguments and environment variables together, as they travel in the boot module.
 const MAX_ARGUMENTS: usize = 256 << 10;
 /// Most bytes of what people call an image.
@@ -61,10 +67,53 @@ pub struct Config {
     pub append: Option<String>,
     /// When it was made.
     pub created_ms: u64,
+    /// Its places in networks, in the order of its interfaces.
+    #[serde(default)]
+    pub networks: Vec<Interface>,
+    /// Ports of the node that lead to it.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+    /// Most it may send, in kilobits a second.
+    #[serde(default)]
+    pub net_rate_kbit: Option<u32>,
+    /// How many times it has changed its node.
+    #[serde(default)]
+    pub generation: u64,
+}
+
+/// A place in a network; all else follows from the address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// The network's name.
+    pub network: String,
+    /// IPv4 address.
+    pub ipv4: Ipv4Addr,
+}
+
+/// A port of the node that leads to a capsule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// The node's port; 0 until one is chosen.
+    pub host_port: u16,
+    /// The choice is the node's: it may be another one at the next start.
+    pub chosen: bool,
+    /// The capsule's port.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl Port {
+    /// As the API shows it, once it is chosen.
+    pub fn api(&self) -> Option<fcap_api::PublishedPort> {
+        let Self { host_port, port, protocol, .. } = *self;
+        (host_port != 0).then_some(fcap_api::PublishedPort { host_port, port, protocol })
+    }
 }
 
 impl Config {
-    /// Checks a request for a capsule named `name` of `image`.
+    /// Checks a request for a capsule named `name` of `image`. With it come the names of the
+    /// networks that it is to have places in.
     ///
     /// # Errors
     /// [`Error::BadRequest`] and the like, naming the field and what it may be.
@@ -74,7 +123,7 @@ impl Config {
         name: String,
         image: &dyn Image,
         created_ms: u64,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Vec<String>)> {
         let bad = |message: String| Err(Error::BadRequest(message));
         let memory_kib = request.memory_kib.unwrap_or(DEFAULT_MEMORY_KIB);
         if memory_kib == 0 {
@@ -133,10 +182,20 @@ impl Config {
             }
             ImageKind::Capsule | ImageKind::Kernel => {}
         }
+        let networks = check_networks(request.networks, image)?;
+        let ports = check_ports(&request.ports, &networks)?;
+        if request.net_rate_kbit == Some(0) {
+            return bad("net_rate_kbit is 0: leave it out for no limit".into());
+        }
+        if request.net_rate_kbit.is_some() && networks.is_empty() {
+            return bad("net_rate_kbit is for capsules with a network; name one".into());
+        }
         if let Some(append) = &request.append
-            && (append.len() > MAX_COMMAND_LINE || append.contains(char::is_control))
+            && (append.len() + networks.len() * MAX_INTERFACE_WORDS > MAX_COMMAND_LINE
+                || append.contains(char::is_control))
         {
-            return bad(format!("append must be printable text of at most {MAX_COMMAND_LINE} bytes"));
+            let most = MAX_COMMAND_LINE - networks.len() * MAX_INTERFACE_WORDS;
+            return bad(format!("append must be printable text of at most {most} bytes"));
         }
         let config = Self {
             id,
@@ -157,18 +216,37 @@ impl Config {
             initrd: request.initrd,
             append: request.append,
             created_ms,
+            networks: Vec::new(),
+            ports,
+            net_rate_kbit: request.net_rate_kbit,
+            generation: 0,
         };
-        let arguments = config.boot_module(&[0; 32]).len();
+        let arguments = config.boot_module(&[0; 32], &[]).len();
         if arguments > MAX_ARGUMENTS {
             return bad(format!(
                 "arguments and environment take {arguments} bytes, at most {MAX_ARGUMENTS} fit"
             ));
         }
-        Ok(config)
+        Ok((config, networks))
     }
 
-    /// The boot module of a capsule that starts with this entropy.
-    pub fn boot_module(&self, seed: &[u8; 32]) -> Vec<u8> {
+    /// The command line of another kernel with these interfaces. The words of each interface
+    /// follow one another; there is room for them.
+    pub fn command_line(&self, interfaces: &[boot::Net]) -> String {
+        let mut line = self.append.clone().unwrap_or_default();
+        for net in interfaces {
+            let mac = net.mac.map(|byte| format!("{byte:02x}")).join(":");
+            let [ip, gateway, dns] = [net.ipv4, net.gateway4, net.dns4].map(Ipv4Addr::from);
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line += &format!("fcap.mac={mac} fcap.ip={ip}/{} fcap.gw={gateway} fcap.dns={dns}", net.prefix4);
+        }
+        line
+    }
+
+    /// The boot module of a capsule that starts with this entropy and these interfaces.
+    pub fn boot_module(&self, seed: &[u8; 32], interfaces: &[boot::Net]) -> Vec<u8> {
         let mut module = Vec::new();
         boot::begin(&mut module);
         boot::record(&mut module, boot::Kind::Seed, seed);
@@ -179,9 +257,65 @@ impl Config {
         for (name, value) in &self.env {
             boot::record(&mut module, boot::Kind::Env, format!("{name}={value}").as_bytes());
         }
+        for net in interfaces {
+            boot::record(&mut module, boot::Kind::Net, &net.emit());
+        }
         boot::record(&mut module, boot::Kind::End, &[]);
         module
     }
+}
+
+/// The networks of a new capsule.
+fn check_networks(asked: Option<Vec<String>>, image: &dyn Image) -> Result<Vec<String>> {
+    let Some(networks) = asked else {
+        return Ok(if image.wants_network() { vec![DEFAULT_NETWORK.into()] } else { Vec::new() });
+    };
+    if networks.len() > MAX_NETWORKS {
+        return Err(Error::BadRequest(format!(
+            "{} networks are asked for, a capsule can have at most {MAX_NETWORKS}",
+            networks.len()
+        )));
+    }
+    for (index, name) in networks.iter().enumerate() {
+        if networks[..index].contains(name) {
+            let name = names::printable(name, 80);
+            return Err(Error::BadRequest(format!("network {name} is asked for twice")));
+        }
+    }
+    Ok(networks)
+}
+
+/// The ports of a new capsule.
+fn check_ports(asked: &[PublishPort], networks: &[String]) -> Result<Vec<Port>> {
+    let bad = |message: String| Err(Error::BadRequest(message));
+    if !asked.is_empty() && networks.is_empty() {
+        return bad("ports can be published only for a capsule with a network; name one".into());
+    }
+    if asked.len() > MAX_PORTS {
+        return bad(format!("{} ports are to be published, at most {MAX_PORTS} can be", asked.len()));
+    }
+    for (index, port) in asked.iter().enumerate() {
+        if port.port == 0 || port.host_port == Some(0) {
+            return bad("a port to be published is 0; ports are 1 to 65535".into());
+        }
+        let is_same = |other: &PublishPort| {
+            other.host_port.is_some() && (other.host_port, other.protocol) == (port.host_port, port.protocol)
+        };
+        if asked[..index].iter().any(is_same) {
+            return bad(format!(
+                "port {}/{} of the node is to lead to two places",
+                port.host_port.unwrap_or(0),
+                port.protocol
+            ));
+        }
+    }
+    let port = |port: &PublishPort| Port {
+        host_port: port.host_port.unwrap_or(0),
+        chosen: port.host_port.is_none(),
+        port: port.port,
+        protocol: port.protocol,
+    };
+    Ok(asked.iter().map(port).collect())
 }
 
 /// Checks a scheduler weight.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use fcap_api::{Action, End, EndReason, ImageKind, State, Step, UpdateCapsule};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use xen_proto::boot;
 
 use super::config::{Config, check_weight};
 use super::console::Console;
@@ -18,8 +19,9 @@ use super::{Capsule, Command, Phase, Reply, Run, Wish, check};
 use crate::clock::{now_ms, now_ns};
 use crate::daemon::{Daemon, blocking};
 use crate::error::{Error, Result};
+use crate::id::CapsuleId;
 use crate::store::{Progress, SavedEnd};
-use crate::toolstack::{Domain, DomainInfo, DomainSpec};
+use crate::toolstack::{Domain, DomainInfo, DomainSpec, Vif};
 
 /// How long a capsule whose stop was asked for by a daemon that was killed has from then on.
 const RESUMED_STOP: Duration = Duration::from_secs(10);
@@ -172,7 +174,8 @@ impl Driver {
         self.check(Wish::Start)?;
         let mut steps = Steps::new();
         let before = self.capsule.look(|record| record.progress.clone());
-        self.save(|progress| {
+        self.publish()?;
+        let kept = self.save(|progress| {
             progress.run += 1;
             progress.started_ms = Some(now_ms());
             (progress.stopped, progress.paused) = (false, false);
@@ -181,13 +184,21 @@ impl Driver {
             } else {
                 progress.streak = 0;
             }
-        })?;
+        });
+        if let Err(error) = kept {
+            self.daemon.networks.unpublish(self.capsule.id);
+            return Err(error);
+        }
         steps.took("record");
         let config = self.capsule.look(|record| record.config.clone());
         let result = match self.build(&config, &mut steps).await {
             Ok(domain) => self.launch(domain, &config, steps, by_policy).await,
             Err(error) => Err(error),
         };
+        if result.is_err() {
+            self.daemon.networks.unpublish(self.capsule.id);
+            self.daemon.networks.detach(&config);
+        }
         match result {
             Ok(()) => self.due = None,
             // For one that the policy starts, the attempt counts.
@@ -201,22 +212,34 @@ impl Driver {
         result
     }
 
+    /// Lets the node's ports lead to it. What the node chooses is kept with what is kept next.
+    fn publish(&self) -> Result<()> {
+        let config = self.capsule.look(|record| record.config.clone());
+        let owner = |id| self.daemon.find(&CapsuleId::to_string(&id)).ok().map(|owner| owner.name());
+        let ports = self.daemon.networks.publish(&config, owner)?;
+        self.capsule.change(|record| record.config.ports = ports);
+        Ok(())
+    }
+
     async fn build(&self, config: &Config, steps: &mut Steps) -> Result<Arc<dyn Domain>> {
         let image = self.daemon.images.open(&config.image).await?;
+        let interfaces = self.daemon.networks.boot_records(&config.networks)?;
         let (module, command_line) = match config.kind {
             ImageKind::Capsule => {
                 let mut seed = [0; 32];
                 getrandom::fill(&mut seed).expect("the kernel gives randomness");
-                (Some(Arc::from(config.boot_module(&seed))), String::new())
+                (Some(Arc::from(config.boot_module(&seed, &interfaces))), String::new())
             }
             _ => {
                 let initrd = match &config.initrd {
                     Some(digest) => Some(self.daemon.images.bytes(digest)?),
                     None => None,
                 };
-                (initrd, config.append.clone().unwrap_or_default())
+                (initrd, config.command_line(&interfaces))
             }
         };
+        let rate_kbit = config.net_rate_kbit;
+        let vif = |(handle, net): (u32, &boot::Net)| Vif { handle, mac: net.mac, rate_kbit };
         let spec = DomainSpec {
             uuid: config.id.0,
             name: config.name.clone(),
@@ -228,8 +251,13 @@ impl Driver {
             cpu_cap: config.cpu_cap,
             weight: config.weight,
             stdin: config.stdin,
+            vifs: (0..).zip(&interfaces).map(vif).collect(),
         };
         steps.took("prepare");
+        if !interfaces.is_empty() {
+            self.daemon.networks.attach(config)?;
+            steps.took("network");
+        }
         let toolstack = self.daemon.toolstack.clone();
         let domain = if config.memory_kib <= QUICK_KIB && config.kind == ImageKind::Capsule {
             toolstack.create(&spec)?
@@ -248,7 +276,8 @@ impl Driver {
         by_policy: bool,
     ) -> Result<()> {
         self.capsule.log.begin_run(now_ns());
-        let launched = self.connect(&domain, config.stdin).and_then(|console| {
+        let placed = self.daemon.networks.place(config, domain.domid());
+        let launched = placed.and_then(|()| self.connect(&domain, config.stdin)).and_then(|console| {
             self.capsule.change(|record| {
                 record.state = State::Running;
                 record.steps = Vec::new();
@@ -312,6 +341,7 @@ impl Driver {
         });
         self.capsule.phase.send_replace(Phase::Alive);
         self.domain = Some(domain.clone());
+        self.resume_network(domain.domid()).await;
         if info.shutdown.is_some() || info.dying {
             return self.look(&info).await;
         }
@@ -328,6 +358,13 @@ impl Driver {
             self.due = Some((Instant::now() + RESUMED_STOP, Due::Kill));
         }
         console.pump();
+    }
+
+    async fn resume_network(&self, domid: u32) {
+        let config = self.capsule.look(|record| record.config.clone());
+        let daemon = self.daemon.clone();
+        // Fails only when the daemon is about to end.
+        let _ = blocking(move || daemon.networks.resume(&config, domid)).await;
     }
 
     /// Asks it to stop; whether its end is to be waited for.
@@ -450,6 +487,7 @@ impl Driver {
         self.capsule.change(|record| record.config = new.config);
         if renamed.is_some() {
             self.daemon.release_name(&old.config.name);
+            self.capsule.look(|record| self.daemon.networks.enter(&record.config));
             self.event(Action::Rename, None);
         }
         if scheduling || update.restart.is_some() {
@@ -492,7 +530,14 @@ impl Driver {
         let asked = self.capsule.look(|record| record.progress.stopped);
         let end = judge(&*domain, asked);
         self.save_end(&end);
-        if let Err(error) = blocking(move || domain.destroy()).await.unwrap_or(Ok(())) {
+        let (daemon, config) = (self.daemon.clone(), self.capsule.look(|record| record.config.clone()));
+        let destroyed = blocking(move || {
+            daemon.networks.unpublish(config.id);
+            let destroyed = domain.destroy();
+            daemon.networks.detach(&config);
+            destroyed
+        });
+        if let Err(error) = destroyed.await.unwrap_or(Ok(())) {
             tracing::error!(capsule = %self.capsule.id, %error, "the domain of an ended capsule is left behind");
         }
         if self.started.elapsed() >= end::LONG_RUN {

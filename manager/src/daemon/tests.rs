@@ -6,12 +6,16 @@ use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fcap_api::{CreateCapsule, EndReason, RestartPolicy, State, UpdateCapsule};
+use fcap_api::{
+    CreateCapsule, DEFAULT_NETWORK, EndReason, Protocol, PublishPort, RestartPolicy, State, UpdateCapsule,
+};
 use futures_util::{FutureExt, stream};
 use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::log::Item;
+use crate::net::sim::Sim;
+use crate::net::{self, Attachment, Counters, Network, Overlay, Publish, Remote, Wanted};
 use crate::toolstack::sim::World;
 use crate::toolstack::{Domain, DomainSpec, Epitaph, Host, Image, Result as ToolstackResult, Uuid};
 
@@ -160,9 +164,60 @@ impl Domain for Fragile<Arc<dyn Domain>> {
     }
 }
 
+/// A network whose changes are steps.
+struct FragileFabric {
+    inner: Arc<Sim>,
+    failpoint: Failpoint,
+}
+
+impl Fabric for FragileFabric {
+    fn ensure(&self, network: &Network) -> net::Result<()> {
+        self.inner.ensure(network)
+    }
+    fn remove(&self, network: &str) -> net::Result<()> {
+        self.inner.remove(network)
+    }
+    fn attach(&self, attachment: &Attachment) -> net::Result<()> {
+        self.failpoint.hit();
+        self.inner.attach(attachment)
+    }
+    fn place(&self, capsule: Uuid, domid: u32) -> net::Result<()> {
+        self.failpoint.hit();
+        self.inner.place(capsule, domid)
+    }
+    fn detach(&self, capsule: Uuid) -> net::Result<()> {
+        self.failpoint.hit();
+        self.inner.detach(capsule)
+    }
+    fn publish(&self, publish: &Publish) -> net::Result<()> {
+        self.failpoint.hit();
+        self.inner.publish(publish)
+    }
+    fn unpublish(&self, publish: &Publish) -> net::Result<()> {
+        self.failpoint.hit();
+        self.inner.unpublish(publish)
+    }
+    fn counters(&self, capsule: Uuid, handle: u32) -> net::Result<Option<Counters>> {
+        self.inner.counters(capsule, handle)
+    }
+    fn set_overlay(&self, overlay: &Overlay) -> net::Result<u16> {
+        self.inner.set_overlay(overlay)
+    }
+    fn set_remotes(&self, remotes: &[Remote]) -> net::Result<()> {
+        self.inner.set_remotes(remotes)
+    }
+    fn announce(&self, capsule: Uuid) -> net::Result<()> {
+        self.inner.announce(capsule)
+    }
+    fn retain(&self, wanted: &Wanted) -> net::Result<()> {
+        self.inner.retain(wanted)
+    }
+}
+
 /// A machine whose daemon can be killed and started again.
 struct Machine {
     world: Arc<World>,
+    fabric: Arc<Sim>,
     directory: tempfile::TempDir,
     shared: Arc<Shared>,
 }
@@ -171,6 +226,7 @@ impl Machine {
     fn new() -> Self {
         Self {
             world: World::new(2, 1 << 20),
+            fabric: Arc::default(),
             directory: tempfile::tempdir().unwrap(),
             shared: Arc::default(),
         }
@@ -197,7 +253,10 @@ impl Machine {
             store.failpoint = failpoint.clone();
             let identity = Identity::load(&store, None, false).unwrap();
             let options = Options { log_bytes: 1 << 20, image_bytes: 1 << 20, pool: 0 };
-            let daemon = Daemon::start(Arc::new(toolstack), signals, store, identity, options).await.unwrap();
+            let fabric = FragileFabric { inner: self.fabric.clone(), failpoint: failpoint.clone() };
+            let daemon =
+                Daemon::start(Arc::new(toolstack), Arc::new(fabric), signals, store, identity, options);
+            let daemon = daemon.await.unwrap();
             script(daemon).await
         };
         let result = runtime.block_on(AssertUnwindSafe(work).catch_unwind());
@@ -236,7 +295,11 @@ async fn life(daemon: Arc<Daemon>, known: Known, policy: RestartPolicy) -> Resul
     let know = |names: &[Option<&'static str>]| *known.lock().unwrap() = names.to_vec();
     let image = put_image(&daemon, "SIM:tick 1").await;
     know(&[None, Some("first")]);
-    let request = CreateCapsule { restart: policy, ..request(&image, "first") };
+    let ports =
+        [Some(8080), None].map(|host_port| PublishPort { host_port, port: 80, protocol: Protocol::Tcp });
+    let networks = Some(vec![DEFAULT_NETWORK.into()]);
+    let request =
+        CreateCapsule { restart: policy, networks, ports: ports.into(), ..request(&image, "first") };
     let (capsule, _) = daemon.clone().create(request).await?;
     know(&[Some("first")]);
     capsule.ask(Command::Pause).await?;
@@ -257,7 +320,7 @@ async fn life(daemon: Arc<Daemon>, known: Known, policy: RestartPolicy) -> Resul
 }
 
 /// The world and the daemon agree, and everything can be brought to an end.
-async fn check(daemon: Arc<Daemon>, known: &Known) {
+async fn check(daemon: Arc<Daemon>, known: &Known, fabric: &Sim) {
     let capsules = daemon.list();
     let names: Vec<_> = capsules.iter().map(|capsule| capsule.name()).collect();
     let allowed = known.lock().unwrap().clone();
@@ -279,10 +342,18 @@ async fn check(daemon: Arc<Daemon>, known: &Known) {
         }
     }
     assert!(daemon.toolstack.domains().unwrap().len() <= capsules.len());
+    let running = daemon.toolstack.domains().unwrap();
+    let (placed, published) = fabric.with(|state| (state.placed.clone(), state.published.len()));
+    let expected = running.iter().map(|info| (info.uuid, info.domid)).collect();
+    assert_eq!((placed, published), (expected, 2 * running.len()));
     for capsule in capsules {
         capsule.ask(|reply| Command::Remove(true, reply)).await.unwrap();
     }
     assert_eq!(daemon.toolstack.domains().unwrap(), []);
+    fabric.with(|state| {
+        assert!(state.attachments.is_empty() && state.published.is_empty(), "{state:?}");
+    });
+    assert_eq!(daemon.networks.get(DEFAULT_NETWORK).unwrap().capsules, 0);
 }
 
 #[test]
@@ -296,7 +367,7 @@ fn killed_at_any_step_it_comes_back_in_order() {
             let done = machine.run(&failpoint, async |daemon| life(daemon, known.clone(), policy).await);
             // A second kill, while it comes back.
             machine.run(&Failpoint::after(steps % 3), async |_| tokio::task::yield_now().await);
-            machine.run_on(async |daemon| check(daemon, &known).await);
+            machine.run_on(async |daemon| check(daemon, &known, &machine.fabric).await);
             assert_eq!(machine.capsule_files(), 0, "after {steps} steps");
             assert_eq!(machine.world.domids(), [0; 0]);
             if !failpoint.was_reached() {
@@ -414,6 +485,7 @@ fn domains_of_others_are_left_alone() {
             cpu_cap: 0,
             weight: 256,
             stdin: false,
+            vifs: Vec::new(),
         };
         toolstack.create(&spec).unwrap().domid()
     };

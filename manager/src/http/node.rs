@@ -7,13 +7,16 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use fcap_api::{Adopt, Event, Node, NodeUpdate, Pruned, Stats, Version};
+use fcap_api::{
+    Adopt, Event, Node, NodeUpdate, Overlay, OverlayStatus, OverlayUpdate, Pruned, Stats, Version,
+};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{Errors, extract};
 use crate::daemon::Daemon;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::net::overlay;
 
 /// What answers. Needs no token.
 #[utoipa::path(get, path = "/v1/version", tag = "node", security(()), responses((status = OK, body = Version), Errors))]
@@ -48,6 +51,44 @@ pub(crate) async fn adopt(
 ) -> Result<StatusCode> {
     daemon.identity.adopt(&daemon.store, &adopt)?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The node's place in the overlay; null when it has none.
+#[utoipa::path(get, path = "/v1/node/overlay", tag = "networks", responses((status = OK, body = Option<OverlayStatus>), Errors))]
+pub(crate) async fn overlay(State(daemon): State<Arc<Daemon>>) -> Json<Option<OverlayStatus>> {
+    Json(overlay::status(&daemon))
+}
+
+/// Gives the node a place in an overlay; with no peers it leaves.
+#[utoipa::path(put, path = "/v1/node/overlay", tag = "networks", responses((status = OK, body = OverlayStatus), Errors))]
+pub(crate) async fn set_overlay(
+    State(daemon): State<Arc<Daemon>>,
+    extract::Json(request): extract::Json<Overlay>,
+) -> Result<Json<OverlayStatus>> {
+    // On a task of its own: it is not to stop half-way when the client goes.
+    let joined = tokio::spawn(async move { overlay::join(&daemon, request).await });
+    joined.await.map_err(|_| Error::ShuttingDown)?.map(Json)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EndpointsQuery {
+    /// Go on with what changes, and an empty line now and then.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// Where the node's capsules are in its networks, one JSON object a line. The nodes of the
+/// overlay ask each other, with a token that is good for nothing else.
+#[utoipa::path(get, path = "/v1/overlay/endpoints", tag = "networks", params(EndpointsQuery),
+    responses((status = OK, body = OverlayUpdate, content_type = "application/x-ndjson"), Errors))]
+pub(crate) async fn endpoints(
+    State(daemon): State<Arc<Daemon>>,
+    extract::Query(query): extract::Query<EndpointsQuery>,
+) -> Response {
+    let lines = overlay::tell(daemon, query.follow);
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
 /// What the running capsules use.

@@ -127,6 +127,52 @@ impl Builder {
     }
 }
 
+/// The file with a table of sections behind it: one of this name, and that of the names.
+fn with_section(mut file: Vec<u8>, name: &str) -> Vec<u8> {
+    let names = [b"\0.shstrtab\0", name.as_bytes(), b"\0"].concat();
+    let names_offset = file.len() as u64;
+    file.extend(&names);
+    file.resize(file.len().next_multiple_of(8), 0);
+    let table_offset = file.len() as u64;
+    for (name, kind, offset, size) in [
+        (0u32, abi::SHT_NULL, 0, 0),
+        (1, abi::SHT_STRTAB, names_offset, names.len() as u64),
+        (11, abi::SHT_PROGBITS, 0, 0),
+    ] {
+        file.extend(name.to_le_bytes());
+        file.extend(kind.to_le_bytes());
+        for word in [0, 0, offset, size, 0, 1, 0] {
+            file.extend(word.to_le_bytes());
+        }
+    }
+    file[40..48].copy_from_slice(&table_offset.to_le_bytes());
+    file[60..64].copy_from_slice(&[3, 0, 1, 0]);
+    file
+}
+
+#[test]
+fn only_capsules_with_the_section_for_it_want_a_network() {
+    let capsule = Builder::default();
+    let wants = |file: Vec<u8>| parse(file.into()).unwrap().wants_network;
+    assert!(!wants(capsule.build()));
+    assert!(wants(with_section(capsule.build(), ".fcap.net")));
+    assert!(!wants(with_section(capsule.build(), ".fcap.nets")));
+    let linux = capsule.note(elfnote::GUEST_OS, b"linux\0");
+    assert!(!wants(with_section(linux.build(), ".fcap.net")));
+}
+
+proptest! {
+    #[test]
+    fn any_table_of_sections_is_read_without_panic(at in 40usize..64, byte: u8, cut in 0usize..200) {
+        let mut file = with_section(Builder::default().build(), ".fcap.net");
+        file[at] = byte;
+        file.truncate(file.len() - cut);
+        if let Ok(image) = parse(file.into()) {
+            prop_assert_eq!(image.kind(), fcap_api::ImageKind::Capsule);
+        }
+    }
+}
+
 fn bad_note(error: &Error) -> Option<&'static str> {
     match error {
         Error::BadNote { note, .. } => Some(note),

@@ -15,6 +15,8 @@
 //! | `sleep MS` | ends after a while |
 //! | `spin` | uses processor time until it is stopped |
 //! | `stubborn` | as `spin`, but does not stop when asked |
+//! | `net` | prints the addresses of its network interfaces, a line each; wants a network |
+//! | `serve` | waits until it is stopped; wants a network |
 //! | `panic`, `leak`, `fault`, `crash` | end in these ways |
 //!
 //! `SIMK:` makes another kernel of it, which gets no arguments and leaves no epitaph. Input
@@ -22,11 +24,12 @@
 //! toolstacks, as a real hypervisor outlives daemons.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use fcap_api::ImageKind;
-use xen_proto::boot::{Kind, Records};
+use xen_proto::boot::{Kind, Net, Records};
 use xen_proto::console::{EndKind, IN_LEN, OUT_LEN};
 
 use super::{
@@ -38,6 +41,8 @@ use super::{
 const MIN_MEMORY_KIB: u64 = 512;
 /// Longest image that is taken for a program.
 const MAX_PROGRAM: usize = 4096;
+/// Programs that are linked with the network.
+const NETWORKED: [&str; 2] = ["net", "serve"];
 /// How often a world's thread looks whether the world still exists.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -87,6 +92,7 @@ enum Program {
     Tick(u64, Duration),
     Sleep(Duration),
     Spin,
+    Serve,
     Stubborn,
     End(EndKind, &'static str),
     Crash,
@@ -112,6 +118,11 @@ impl Image for SimImage {
         self.size
     }
 
+    fn wants_network(&self) -> bool {
+        self.kind == ImageKind::Capsule
+            && self.words.first().is_some_and(|word| NETWORKED.contains(&word.as_str()))
+    }
+
     fn as_any(&self) -> &dyn std::any::Any {
         self
     }
@@ -128,7 +139,7 @@ fn parse_program(words: &[String]) -> Result<Program> {
     let end = |text: &str, kind, message| print(format!("{text}\n"), Program::End(kind, message));
     Ok(match words.first().map_or("", String::as_str) {
         "hello" => print("Hello from a simulated capsule!\n".into(), Program::Exit(0)),
-        "args" => print(String::new(), Program::Exit(0)),
+        "args" | "net" => print(String::new(), Program::Exit(0)),
         "exit" => Program::Exit(number(None)? as i32),
         "echo" => Program::Echo,
         "count" => Program::Count(0),
@@ -136,6 +147,7 @@ fn parse_program(words: &[String]) -> Result<Program> {
         "tick" => Program::Tick(0, Duration::from_millis(number(Some(100))?)),
         "sleep" => Program::Sleep(Duration::from_millis(number(None)?)),
         "spin" => Program::Spin,
+        "serve" => Program::Serve,
         "stubborn" => Program::Stubborn,
         "panic" => end("about to panic", EndKind::Panicked, "panicked at src/main.rs:3:5: as it was told"),
         "leak" => end("leaking", EndKind::OutOfMemory, "no memory left for 4096 bytes"),
@@ -146,6 +158,17 @@ fn parse_program(words: &[String]) -> Result<Program> {
             return Err(Error::BadImage(format!("the simulator has no program {other:?}")));
         }
     })
+}
+
+/// An interface as the program `net` prints it.
+fn describe(net: Net) -> String {
+    let mac = net.mac.map(|byte| format!("{byte:02x}")).join(":");
+    let v4 = [net.ipv4, net.gateway4, net.dns4].map(Ipv4Addr::from);
+    let v6 = [net.ipv6, net.gateway6, net.dns6].map(Ipv6Addr::from);
+    format!(
+        "{mac} mtu {} {}/{} via {} dns {} {}/{} via {} dns {}",
+        net.mtu, v4[0], net.prefix4, v4[1], v4[2], v6[0], net.prefix6, v6[1], v6[2]
+    )
 }
 
 impl World {
@@ -181,6 +204,12 @@ impl World {
     /// Numbers of all domains.
     pub fn domids(&self) -> Vec<u32> {
         self.state.lock().unwrap().domains.keys().copied().collect()
+    }
+
+    /// Command line of a domain's kernel.
+    pub fn command_line(&self, domid: u32) -> Option<String> {
+        let state = self.state.lock().unwrap();
+        state.domains.get(&domid).map(|guest| guest.spec.command_line.clone())
     }
 
     /// Changes something. What there is to tell about it is told by the world's own thread.
@@ -305,7 +334,7 @@ impl Guest {
                     self.program = Program::Exit(0);
                     return;
                 }
-                Program::Spin | Program::Stubborn => return,
+                Program::Spin | Program::Serve | Program::Stubborn => return,
                 Program::End(kind, message) => {
                     let (kind, message) = (*kind, *message);
                     return self.end(kind, 0, message);
@@ -407,21 +436,29 @@ impl Toolstack for Sim {
         }
         let started = Instant::now();
         let (mut words, mut arguments, mut environment) = (image.words.clone(), Vec::new(), Vec::new());
+        let mut interfaces = Vec::new();
         for (kind, body) in spec.module.iter().flat_map(|module| Records::new(module)) {
             let text = String::from_utf8_lossy(body).into_owned();
             match kind {
                 kind if kind == Kind::Arg as u32 => arguments.push(text),
                 kind if kind == Kind::Env as u32 => environment.push(text),
+                kind if kind == Kind::Net as u32 => interfaces.extend(Net::parse(body).map(describe)),
                 _ => {}
             }
         }
         words.extend(arguments.iter().skip(1).cloned());
-        let mut program = parse_program(&words)?;
-        if words.first().is_some_and(|word| word == "args") {
-            let lines: String =
-                arguments.iter().chain(&environment).map(|line| format!("{line}\n")).collect();
-            program = Program::Print(lines.into_bytes(), Box::new(Program::Exit(0)));
-        }
+        let printed = match words.first().map_or("", String::as_str) {
+            "args" => Some([arguments, environment].concat()),
+            "net" => Some(interfaces),
+            _ => None,
+        };
+        let program = match printed {
+            Some(lines) => {
+                let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+                Program::Print(text.into_bytes(), Box::new(Program::Exit(0)))
+            }
+            None => parse_program(&words)?,
+        };
         let mut state = self.world.state.lock().unwrap();
         let free = self.world.free_kib(&state);
         if spec.memory_kib > free {

@@ -9,6 +9,7 @@ use fcap_api::{Capsule, CreateCapsule, End, ErrorBody, ErrorCode, State};
 use fcap_manager::daemon::{Daemon, Options, Signals};
 use fcap_manager::http;
 use fcap_manager::log::MIN_BYTES;
+use fcap_manager::net::sim::Sim;
 use fcap_manager::node::Identity;
 use fcap_manager::store::Store;
 use fcap_manager::toolstack::sim::World;
@@ -26,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A machine with a daemon, which serves a Unix socket and a TCP port.
 pub(crate) struct Server {
     pub(crate) world: Arc<World>,
+    pub(crate) fabric: Arc<Sim>,
     directory: tempfile::TempDir,
     running: Option<Running>,
     client: reqwest::Client,
@@ -43,7 +45,8 @@ impl Server {
         std::fs::write(directory.path().join("token"), TOKEN).unwrap();
         let client = reqwest::Client::builder().unix_socket(directory.path().join("socket")).build().unwrap();
         // One GiB.
-        let mut server = Self { world: World::new(2, 1 << 20), directory, running: None, client };
+        let mut server =
+            Self { world: World::new(2, 1 << 20), fabric: Arc::default(), directory, running: None, client };
         server.start_daemon().await;
         server
     }
@@ -51,7 +54,8 @@ impl Server {
     pub(crate) async fn start_daemon(&mut self) {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (ready, is_ready) = tokio::sync::oneshot::channel();
-        let (world, path) = (self.world.clone(), self.directory.path().to_owned());
+        let (world, fabric) = (self.world.clone(), self.fabric.clone());
+        let path = self.directory.path().to_owned();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
@@ -60,7 +64,8 @@ impl Server {
                 let store = Store::open(&path.join("state")).unwrap();
                 let identity = Identity::load(&store, Some(path.join("token")), false).unwrap();
                 let options = Options { log_bytes: MIN_BYTES, image_bytes: IMAGE_BYTES, pool: 0 };
-                let daemon = Daemon::start(toolstack, signals, store, identity, options).await.unwrap();
+                let daemon = Daemon::start(toolstack, fabric, signals, store, identity, options);
+                let daemon = daemon.await.unwrap();
                 let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let port = listener.local_addr().unwrap().port();
                 let (open, guarded) = http::routers(daemon);
