@@ -64,8 +64,8 @@ pub struct Buffer {
     overflowed: bool,
 }
 
-/// What an empty buffer may keep for the next time.
-const KEPT: usize = 16 * 1024;
+/// What an empty buffer keeps for the next time. There is one for each connection.
+pub const SMALL: usize = 1024;
 
 impl Buffer {
     /// An empty one, which takes nothing.
@@ -80,13 +80,16 @@ impl Buffer {
 
     /// Appends `bytes`, if there is room for them or can be made.
     pub fn push(&mut self, bytes: &[u8]) {
-        match self.reserve(bytes.len()) {
-            Ok(room) => {
-                room[..bytes.len()].copy_from_slice(bytes);
-                self.len += bytes.len();
+        if bytes.len() > self.storage.len() - self.len {
+            // Doubled, so that a thousand small pushes move little.
+            let roomy = self.len.saturating_add(bytes.len()).max(self.storage.len() * 2).max(256);
+            if self.grow(roomy).is_err() {
+                self.overflowed = true;
+                return;
             }
-            Err(OutOfMemory) => self.overflowed = true,
         }
+        self.storage[self.len..][..bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
     }
 
     /// Room for `more` bytes at least. What of it is used is then to be told to
@@ -96,7 +99,7 @@ impl Buffer {
     /// If there is none.
     pub fn reserve(&mut self, more: usize) -> Result<&mut [u8], OutOfMemory> {
         if more > self.storage.len() - self.len {
-            self.grow(more)?;
+            self.grow(self.len.checked_add(more).ok_or(OutOfMemory)?)?;
         }
         Ok(&mut self.storage[self.len..])
     }
@@ -121,30 +124,22 @@ impl Buffer {
         self.overflowed = false;
     }
 
-    /// Forgets the first `count` bytes. Empty, it gives back what it holds beyond a few KiB.
+    /// Forgets the first `count` bytes. Empty, it gives back what it holds beyond [`SMALL`].
     ///
     /// # Panics
     /// If there are fewer.
     pub fn consume(&mut self, count: usize) {
         self.storage.copy_within(count..self.len, 0);
         self.len -= count;
-        if self.len == 0 && self.storage.len() > KEPT {
-            self.release();
-        }
-    }
-
-    /// Gives back all that an empty buffer holds; does nothing to another.
-    pub fn release(&mut self) {
-        if self.len == 0 {
+        if self.len == 0 && self.storage.len() > SMALL {
             self.memory.give(self.storage.len());
             self.storage = Vec::new();
         }
     }
 
-    fn grow(&mut self, more: usize) -> Result<(), OutOfMemory> {
+    /// Grows to `new` bytes.
+    fn grow(&mut self, new: usize) -> Result<(), OutOfMemory> {
         let old = self.storage.len();
-        // Doubled, so that a thousand small pushes move little.
-        let new = self.len.checked_add(more).ok_or(OutOfMemory)?.max(old * 2).max(256);
         self.memory.take(new - old)?;
         if self.storage.try_reserve_exact(new - old).is_err() {
             self.memory.give(new - old);
