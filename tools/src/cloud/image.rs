@@ -14,6 +14,8 @@ pub enum Variant {
     Xl,
     /// The same on the last hypervisor of Debian 12 that can track dirty pages of PV guests.
     XlLogDirty,
+    /// As `Xl`, with servers and load generators.
+    Bench,
 }
 
 impl Variant {
@@ -22,6 +24,7 @@ impl Variant {
             Self::Node => "node",
             Self::Xl => "xl",
             Self::XlLogDirty => "xl-4.17.5",
+            Self::Bench => "bench",
         }
     }
 

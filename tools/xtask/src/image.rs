@@ -1,8 +1,8 @@
 //! Builds node images: from pinned packages and `xen-configs/` to two kernels and one initramfs.
 //!
 //! An image is a directory with `xen`, `vmlinuz`, `initramfs`, their arguments (`xen.args`,
-//! `linux.args`), `id` (digest of all these) and `key` (digest of what it was made from). The
-//! same inputs give the same bytes; with the same key nothing is built.
+//! `linux.args`), `id` (digest of all these) and `key` (digest of what it was made from); that of
+//! a guest has only what the guest needs. The same inputs give the same bytes; with the same key nothing is built.
 
 use std::fs;
 use std::io::Read;
@@ -60,11 +60,20 @@ pub(crate) fn build(inputs: &Inputs, variant: Variant, out: &Path) -> Result<Bui
     let args = |name: &str| Ok::<_, anyhow::Error>(arguments(&read_text(&inputs.configs.join(name))?));
     let (xen_args, linux_args) = (args("xen.args")?, args("linux.args")?);
     let fcapd = match &inputs.fcapd {
-        Some(path) => Some(fs::read(path).with_context(|| format!("cannot read {}", path.display()))?),
-        None => None,
+        Some(path) if variant != Variant::Guest => {
+            Some(fs::read(path).with_context(|| format!("cannot read {}", path.display()))?)
+        }
+        _ => None,
     };
     let items: Vec<&Item> =
         list.items.iter().filter(|(line, _)| variant.includes(*line)).map(|(_, item)| item).collect();
+
+    let modules: Vec<&str> = list
+        .modules
+        .iter()
+        .filter(|(line, _)| variant.includes(*line))
+        .map(|(_, module)| module.as_str())
+        .collect();
 
     let mut own = Vec::new();
     for item in &items {
@@ -89,7 +98,7 @@ pub(crate) fn build(inputs: &Inputs, variant: Variant, out: &Path) -> Result<Bui
     }
 
     eprintln!("building the node image, variant {variant}");
-    let unpacked = unpack(inputs, &list, &items, &pins)?;
+    let unpacked = unpack(inputs, &list, &items, &modules, &pins)?;
     let find = |package: &str| {
         unpacked.iter().find(|(key, _)| key == package).map(|(_, files)| files).context("not unpacked")
     };
@@ -120,12 +129,14 @@ pub(crate) fn build(inputs: &Inputs, variant: Variant, out: &Path) -> Result<Bui
     if let Some(fcapd) = fcapd {
         tree.file("/usr/sbin/fcapd", 0o755, fcapd)?;
     }
-    add_modules(&mut tree, &list.modules, find(KERNEL)?)?;
+    add_modules(&mut tree, &modules, find(KERNEL)?)?;
     add_libraries(&mut tree, &sonames, &unpacked)?;
 
     boot.push(("initramfs", tree.archive()?));
-    boot.push(("xen.args", xen_args.into_bytes()));
-    boot.push(("linux.args", linux_args.into_bytes()));
+    if variant != Variant::Guest {
+        boot.push(("xen.args", xen_args.into_bytes()));
+        boot.push(("linux.args", linux_args.into_bytes()));
+    }
     boot.sort();
     let id = key_of_files(&boot);
     boot.push(("id", id.clone().into_bytes()));
@@ -162,7 +173,13 @@ fn key_of_files(files: &[(&str, Vec<u8>)]) -> String {
 }
 
 /// Takes from each package what the items name.
-fn unpack(inputs: &Inputs, list: &List, items: &[&Item], pins: &[Pin]) -> Result<Vec<(String, Files)>> {
+fn unpack(
+    inputs: &Inputs,
+    list: &List,
+    items: &[&Item],
+    modules: &[&str],
+    pins: &[Pin],
+) -> Result<Vec<(String, Files)>> {
     let mut wanted: Vec<(&Pin, Vec<String>)> = Vec::new();
     for package in &list.packages {
         let mut paths: Vec<String> = Vec::new();
@@ -171,7 +188,7 @@ fn unpack(inputs: &Inputs, list: &List, items: &[&Item], pins: &[Pin]) -> Result
                 .extend(["/lib/x86_64-linux-gnu/*.so*", "/usr/lib/x86_64-linux-gnu/*.so*"].map(String::from));
         }
         if package.key == KERNEL {
-            paths.extend(list.modules.iter().map(|module| format!("/lib/modules/*/kernel/{module}.ko")));
+            paths.extend(modules.iter().map(|module| format!("/lib/modules/*/kernel/{module}.ko")));
         }
         for item in items {
             if let Item::Boot { package: key, path, .. } | Item::File { package: key, path, .. } = item
@@ -207,7 +224,7 @@ fn gunzip(bytes: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Modules, and the order in which init loads them.
-fn add_modules(tree: &mut Tree, modules: &[String], kernel: &Files) -> Result<()> {
+fn add_modules(tree: &mut Tree, modules: &[&str], kernel: &Files) -> Result<()> {
     let mut order = String::new();
     let mut loaded: Vec<String> = Vec::new();
     for module in modules {

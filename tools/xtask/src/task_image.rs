@@ -13,8 +13,8 @@ use crate::image::{self, Inputs, packages};
 use crate::tree;
 
 pub(crate) const HELP: &str = "\
-cargo xtask image [--variant node|xl|xl-4.17.5|all] [--fcapd FILE | --no-fcapd] [--out DIR]
-                  [--cache DIR] [--update-lock]
+cargo xtask image [--variant node|xl|xl-4.17.5|bench|guest|all] [--fcapd FILE | --no-fcapd]
+                  [--out DIR] [--cache DIR] [--update-lock]
 
 Builds the node image from pinned Debian packages and xen-configs/ into target/fcap/image.
   --variant      which one; all of them if not given

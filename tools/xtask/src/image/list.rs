@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::{Context, Result, bail, ensure};
 
 /// One of the images that can be built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Variant {
     /// What nodes run.
     Node,
@@ -13,28 +13,43 @@ pub(crate) enum Variant {
     Xl,
     /// The same on the older hypervisor that has log-dirty.
     XlLogDirty,
+    /// As `Xl`, with servers and load generators.
+    Bench,
+    /// No node: a Linux guest with the servers that capsules are compared with.
+    Guest,
 }
 
 impl Variant {
-    pub(crate) const ALL: [Variant; 3] = [Variant::Node, Variant::Xl, Variant::XlLogDirty];
+    pub(crate) const ALL: [Variant; 5] =
+        [Variant::Node, Variant::Xl, Variant::XlLogDirty, Variant::Bench, Variant::Guest];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Variant::Node => "node",
             Variant::Xl => "xl",
             Variant::XlLogDirty => "xl-4.17.5",
+            Variant::Bench => "bench",
+            Variant::Guest => "guest",
         }
     }
 
     pub(crate) fn parse(name: &str) -> Result<Variant> {
         Variant::ALL.into_iter().find(|variant| variant.name() == name).with_context(|| {
-            format!("there is no image variant {name:?}: it is one of node, xl and xl-4.17.5")
+            format!(
+                "there is no image variant {name:?}: it is one of {}",
+                Variant::ALL.map(Variant::name).join(", ")
+            )
         })
     }
 
-    /// Whether what a line says for `line` holds for this variant: each one holds all before it.
+    /// Whether what a line says for `line` holds for this variant: one holds what it is made from.
     pub(crate) fn includes(self, line: Variant) -> bool {
-        line <= self
+        let base = match self {
+            Variant::Node | Variant::Guest => return line == self,
+            Variant::Xl => Variant::Node,
+            Variant::XlLogDirty | Variant::Bench => Variant::Xl,
+        };
+        line == self || base.includes(line)
     }
 }
 
@@ -88,7 +103,7 @@ pub(crate) enum Item {
 pub(crate) struct List {
     pub(crate) packages: Vec<Package>,
     /// Below the kernel's module directory, without `.ko`, in the order of loading.
-    pub(crate) modules: Vec<String>,
+    pub(crate) modules: Vec<(Variant, String)>,
     pub(crate) items: Vec<(Variant, Item)>,
 }
 
@@ -117,8 +132,8 @@ impl List {
                 self.package(&format!("{name}={version}"), name, Source::Version(version.into()), false)
             }
             ["libraries", name] => self.package(name, name, Source::Newest, true),
-            ["module", path] => {
-                self.modules.push(path.into());
+            ["module", variant, path] => {
+                self.modules.push((Variant::parse(variant)?, path.into()));
                 Ok(())
             }
             ["boot", variant, package, path, file] => {
@@ -188,13 +203,13 @@ mod tests {
     fn a_list_is_read_line_by_line() {
         let list = List::parse(
             "# comment\n\npackage a\npackage a =1.2\npackage k follows meta\nlibraries l\n\
-             file node a /bin/a\nfile xl a=1.2 /bin/a /bin/b\nown node init 755 /init\nmodule x/y\n",
+             file node a /bin/a\nfile xl a=1.2 /bin/a /bin/b\nown node init 755 /init\nmodule node x/y\n",
         )
         .unwrap();
         assert_eq!(list.packages.len(), 4);
         assert_eq!(list.packages[1].source, Source::Version("1.2".into()));
         assert!(list.packages[3].libraries);
-        assert_eq!(list.modules, ["x/y"]);
+        assert_eq!(list.modules, [(Variant::Node, "x/y".into())]);
         assert_eq!(list.items.len(), 3);
         let second = &list.items[1].1;
         assert_eq!(
@@ -212,9 +227,12 @@ mod tests {
     }
 
     #[test]
-    fn a_variant_holds_what_comes_before_it() {
+    fn a_variant_holds_what_it_is_made_from() {
         assert!(Variant::XlLogDirty.includes(Variant::Node));
+        assert!(Variant::Bench.includes(Variant::Xl));
         assert!(Variant::Xl.includes(Variant::Xl));
         assert!(!Variant::Node.includes(Variant::Xl));
+        assert!(!Variant::Bench.includes(Variant::XlLogDirty));
+        assert!(!Variant::Guest.includes(Variant::Node));
     }
 }
