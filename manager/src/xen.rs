@@ -8,6 +8,7 @@
 //! | [`layout`] | where everything goes in a new domain's memory; its page tables |
 //! | [`builder`] | makes a domain, step by step |
 //! | [`console`] | the console page of a running domain, whose content is hostile |
+//! | [`vif`] | network interfaces in xenstore |
 //! | [`events`] | waits for event channels and for domains that end |
 
 pub mod builder;
@@ -15,4 +16,5 @@ pub mod console;
 pub mod events;
 pub mod layout;
 pub mod sys;
+pub mod vif;
 pub mod xenstore;

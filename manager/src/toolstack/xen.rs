@@ -29,7 +29,7 @@ use xen_proto::{
 
 use super::{
     Domain, DomainInfo, DomainSpec, Epitaph, Error, Event, EventSink, Host, Image, Result, Shutdown,
-    Toolstack, Uuid,
+    Toolstack, Uuid, Vif,
 };
 use crate::{
     image,
@@ -39,7 +39,7 @@ use crate::{
         events::{Events, Port},
         layout::Layout,
         sys::{self, DOM0, Mapping},
-        xenstore,
+        vif, xenstore,
     },
 };
 use pool::Pool;
@@ -91,8 +91,15 @@ impl Xen {
         let events = Events::start(sink.clone()).map_err(|error| failed("opening /dev/xen/evtchn", error))?;
         let version =
             host.hypercalls.version().map_err(|error| failed("asking Xen for its version", error))?;
-        for domain in list(&host)?.iter().filter(|domain| domain.handle == SPARE && !domain.is_dying()) {
+        let domains = list(&host)?;
+        for domain in domains.iter().filter(|domain| domain.handle == SPARE && !domain.is_dying()) {
             builder::remove(&host, domain.domid)?;
+        }
+        for domid in vif::domains(&host)? {
+            // Its daemon was killed while it removed the domain.
+            if domains.iter().all(|domain| domain.domid != domid) {
+                builder::remove(&host, domid)?;
+            }
         }
         let ended = sink.clone();
         xenstore::watch(Path::new(xenstore::SOCKET), "@releaseDomain", move || ended(Event::Domains))
@@ -142,6 +149,10 @@ impl Image for XenImage {
 
     fn size(&self) -> u64 {
         self.image.file_size
+    }
+
+    fn wants_network(&self) -> bool {
+        self.image.wants_network
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -227,7 +238,8 @@ impl Toolstack for Xen {
         let late = (console.flags() & HOST_NO_STORE != 0).then(|| {
             // The daemon that knew the name has gone; the handle is the next best.
             let name = domain.handle.iter().map(|byte| format!("{byte:02x}")).collect();
-            Late::Introduce(Registration { name, store_mfn, machine: None })
+            // One with interfaces was made known before it ran.
+            Late::Introduce(Registration { name, store_mfn, machine: None, vifs: Vec::new() })
         });
         let held = Held { port, console };
         let domain = XenDomain::new(&self.shared, domid, domain.handle, held, late, Vec::new());
@@ -302,6 +314,7 @@ fn create(shared: &Arc<Shared>, spec: &DomainSpec) -> Result<Arc<XenDomain>> {
         name: spec.name.clone(),
         store_mfn: built.p2m[built.layout.store as usize],
         machine: (!kernel.is_capsule).then_some((spec.memory_kib, spec.vcpus)),
+        vifs: spec.vifs.clone(),
     };
     let domain = finish(shared, &built, spec, registration, &mut steps);
     if domain.is_err()
@@ -332,6 +345,8 @@ fn finish(
     let is_capsule = registration.machine.is_none();
     let (flags, late) = if is_capsule {
         (stdin | HOST_NO_STORE, Some(Late::Introduce(registration)))
+    } else if !registration.vifs.is_empty() {
+        (stdin, Some(Late::Introduce(registration)))
     } else {
         builder::register(&shared.host, built.domid, &registration)?;
         steps.end("register");
@@ -390,9 +405,19 @@ enum Late {
     Prepared {
         /// Its name.
         name: String,
+        /// Its network interfaces.
+        vifs: Vec<Vif>,
         /// Dropped, that is all.
         boot: Mapping,
     },
+}
+
+impl Late {
+    fn has_vifs(&self) -> bool {
+        match self {
+            Self::Introduce(Registration { vifs, .. }) | Self::Prepared { vifs, .. } => !vifs.is_empty(),
+        }
+    }
 }
 
 /// Whose a domain's number is.
@@ -433,10 +458,18 @@ impl XenDomain {
         let mut late = self.late();
         match late.take() {
             None => return Ok(()),
-            Some(Late::Prepared { name, boot }) => {
+            Some(Late::Prepared { name, vifs, boot }) => {
                 drop(boot);
-                self.store_known()?;
-                return self.write("name", &name);
+                if vifs.is_empty() {
+                    self.store_known()?;
+                    return self.write("name", &name);
+                }
+                let path = format!("{}/name", builder::home(self.domid));
+                let mut changes = vec![vif::Change::Write(path, name)];
+                changes.extend(vif::nodes(self.domid, &vifs));
+                let requests: Vec<_> = changes.iter().map(vif::Change::request).collect();
+                self.shared.host.store.transaction(&requests, &[]).map_err(store_failed)?;
+                return self.store_known();
             }
             Some(Late::Introduce(registration)) => {
                 let look = self.shared.host.hypercalls.domain(self.domid);
@@ -511,6 +544,11 @@ impl Domain for XenDomain {
     }
 
     fn unpause(&self) -> Result<()> {
+        if self.late().as_ref().is_some_and(Late::has_vifs) {
+            // A daemon that takes it back must find all of it or, if it never ran, none. And
+            // netback makes its interfaces while it starts.
+            self.register()?;
+        }
         let hypercalls = &self.shared.host.hypercalls;
         hypercalls.unpause(self.domid).map_err(|error| failed("unpausing of the domain", error))?;
         if let Some(this) = self.this.upgrade() {
@@ -545,8 +583,9 @@ impl Domain for XenDomain {
 
     fn destroy(&self) -> Result<()> {
         let mut steps = Steps::start();
-        // This also unmaps what is mapped.
-        let is_known = !matches!(self.late().take(), Some(Late::Introduce(_)));
+        // This also unmaps what is mapped. An attempt to make interfaces may have left some.
+        let is_known =
+            !self.late().take().is_some_and(|late| matches!(late, Late::Introduce(_)) && !late.has_vifs());
         *self.held.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
         steps.end("release");
         match self.look()? {

@@ -31,11 +31,12 @@ use xen_proto::{
 use super::{
     layout::{self, Layout},
     sys::{Foreign, Hypercalls, Mapping, Start},
+    vif,
     xenstore::{self, Client},
 };
 use crate::{
     image::{Image, Kernel},
-    toolstack::{Error, Result},
+    toolstack::{Error, Result, Vif},
 };
 
 /// Xen's largest extents that a domain gets: 2 MiB.
@@ -196,6 +197,8 @@ pub fn remove_unknown(host: &Host, domid: u32) -> Result<()> {
 /// If Xen or xenstored fails.
 pub fn remove(host: &Host, domid: u32) -> Result<()> {
     use xen_proto::xenstore::Error as Refusal;
+    // As long as netback has pages of it mapped, it would stay.
+    vif::remove(host, domid)?;
     remove_unknown(host, domid)?;
     match host.store.request(Request::Rm(&home(domid))) {
         Ok(_) | Err(xenstore::Error::Refused { source: Refusal::NotFound, .. }) => Ok(()),
@@ -466,6 +469,8 @@ pub struct Registration {
     pub store_mfn: u64,
     /// For kernels that are not ours: their memory and processors, which they look for.
     pub machine: Option<(u64, u32)>,
+    /// Its network interfaces.
+    pub vifs: Vec<Vif>,
 }
 
 /// Writes the domain's keys in one transaction, and makes its ring known to xenstored.
@@ -497,6 +502,8 @@ pub fn register(host: &Host, domid: u32, registration: &Registration) -> Result<
         more.extend((0..vcpus).map(|cpu| (node(&format!("cpu/{cpu}/availability")), "online".into())));
     }
     requests.extend(more.iter().map(|(path, value)| Request::Write { path, value: value.as_bytes() }));
+    let vifs = vif::nodes(domid, &registration.vifs);
+    requests.extend(vifs.iter().map(vif::Change::request));
     let introduce = Request::Introduce { domid: guest, mfn: registration.store_mfn, port: STORE_PORT };
     host.store.transaction(&requests, &[introduce]).map_err(store_failed)
 }

@@ -222,7 +222,7 @@ impl Pool {
         hypercalls.set_handle(domid, spec.uuid).map_err(|error| failed("naming of the domain", error))?;
         set_scheduling(&self.shared, domid, spec.cpu_cap, spec.weight)?;
         steps.end("handle");
-        let late = Some(Late::Prepared { name: spec.name.clone(), boot });
+        let late = Some(Late::Prepared { name: spec.name.clone(), vifs: spec.vifs.clone(), boot });
         Ok(XenDomain::new(&self.shared, domid, spec.uuid, held, late, steps.list()))
     }
 
@@ -286,7 +286,8 @@ impl Pool {
             let boot = host.foreign.map(built.domid, &frames);
             let boot = boot.map_err(|error| failed("mapping of the domain's memory", error))?;
             let store_mfn = p2m[layout.store as usize];
-            let registration = Registration { name: "fcap-spare".into(), store_mfn, machine: None };
+            let name = "fcap-spare".into();
+            let registration = Registration { name, store_mfn, machine: None, vifs: Vec::new() };
             builder::register(host, built.domid, &registration)?;
             Ok((hold(&self.shared, &built, HOST_NO_STORE)?, boot))
         };
