@@ -40,6 +40,12 @@ impl PageBitmap {
         self.words.get((pfn.0 / BITS) as usize).is_some_and(|word| word >> (pfn.0 % BITS) & 1 != 0)
     }
 
+    /// Whether all pages of a range are in the set.
+    pub fn contains_range(&self, range: PfnRange) -> bool {
+        let end = range.end().filter(|end| *end <= self.nr_pages);
+        end.is_some_and(|end| self.next_gap(range.first.0) >= end)
+    }
+
     /// Adds a page; one beyond the domain is ignored.
     pub fn insert(&mut self, pfn: Pfn) {
         if pfn.0 < self.nr_pages {
@@ -215,7 +221,10 @@ mod tests {
                 again.insert_range(range);
             }
             prop_assert_eq!(&again, &bitmap);
-            again.remove_range(PfnRange { first: Pfn(first), count });
+            let range = PfnRange { first: Pfn(first), count };
+            let whole = (first..first + count).all(|pfn| pages.contains(&pfn));
+            prop_assert_eq!(again.contains_range(range), whole);
+            again.remove_range(range);
             let rest = pages.into_iter().filter(|pfn| !(first..first + count).contains(pfn)).collect();
             prop_assert_eq!(again, set(&rest));
         }

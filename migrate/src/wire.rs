@@ -540,10 +540,10 @@ pub fn emit_range(range: PfnRange, body: &mut Vec<u8>) {
     body.extend(range.count.to_le_bytes());
 }
 
-/// Reads the ranges of such a record; each lies below `nr_pages`.
+/// Reads the ranges of such a record: each lies below `nr_pages`, and but for P2M they ascend.
 ///
 /// # Errors
-/// If one does not.
+/// If they do not.
 pub fn parse_ranges(
     record_type: RecordType,
     body: &[u8],
@@ -555,12 +555,18 @@ pub fn parse_ranges(
     }
     let ranges =
         ranges.iter().map(|range| PfnRange { first: Pfn(u64_at(range, 0)), count: u64_at(range, 8) });
+    let mut least = 0;
     for range in ranges.clone() {
         if range.count == 0 {
             return Err(field_error(record_type, "count"));
         }
-        if range.end().is_none_or(|end| end > nr_pages) {
-            return Err(Breach::PageOutside(range.first.0.max(nr_pages)));
+        let end = range.end().filter(|end| *end <= nr_pages);
+        let end = end.ok_or(Breach::PageOutside(range.first.0.max(nr_pages)))?;
+        if record_type != RecordType::P2m {
+            if range.first.0 < least {
+                return Err(field_error(record_type, "order of ranges"));
+            }
+            least = end;
         }
     }
     Ok(ranges)
