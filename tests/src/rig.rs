@@ -47,7 +47,7 @@ impl Node {
         forget_dead()?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let cloud = Cloud::new(&format!("{PREFIX}{}-{number}", std::process::id()))?;
-        let request = Request { nodes: 1, flavor: Flavor::named(flavor)?, variant };
+        let request = Request { nodes: 1, flavor: Flavor::named(flavor)?, variant, encrypt: false };
         let mut nodes = started_with_us(cloud.clone(), request)?;
         let node = nodes.pop().context("one node was asked for")?;
         Ok(Self { cloud, node })

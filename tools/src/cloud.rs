@@ -18,6 +18,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use fcap_api::{Protocol, PublishedPort};
 use serde::{Deserialize, Serialize};
 
 mod accel;
@@ -25,6 +26,8 @@ mod flavor;
 mod image;
 mod lan;
 mod node;
+mod overlay;
+mod ports;
 mod process;
 mod qemu;
 mod qmp;
@@ -111,6 +114,40 @@ pub enum CloudError {
         /// Its answer.
         answer: String,
     },
+    /// The node's daemon does not take part in the overlay.
+    #[error("node {node} cannot be told of the cloud's other nodes: {answer}")]
+    Overlay {
+        /// The node.
+        node: String,
+        /// Its answer.
+        answer: String,
+    },
+    /// There is no such node.
+    #[error("cloud {cloud} has no node {node}; `fcap cloud ls` lists them")]
+    NoSuchNode {
+        /// The cloud.
+        cloud: String,
+        /// What was asked for.
+        node: String,
+    },
+    /// Another program listens on the port, or another node forwards it.
+    #[error("port {port}/{protocol} of this computer is already taken: publish another one")]
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+    },
+    /// The port cannot be listened on.
+    #[error("port {port}/{protocol} of this computer cannot be listened on")]
+    Port {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// No entropy.
     #[error("the system gives no random bytes: {0}")]
     Random(String),
@@ -135,6 +172,8 @@ impl<T> AtPath<T> for io::Result<T> {
 pub struct Node {
     /// Its name.
     pub name: String,
+    /// Its number within the cloud, from 1.
+    pub index: u16,
     /// Name of its flavor.
     pub flavor: String,
     /// Port on 127.0.0.1 that reaches its daemon.
@@ -167,6 +206,15 @@ pub struct Request {
     pub flavor: &'static Flavor,
     /// What they are made of.
     pub variant: Variant,
+    /// Whether the nodes of the cloud encrypt what they send each other; a cloud that does goes
+    /// on doing so.
+    pub encrypt: bool,
+}
+
+/// Where a new node goes.
+struct Place {
+    index: u16,
+    folder: PathBuf,
 }
 
 /// Says what is being done, for people who wait.
@@ -222,6 +270,10 @@ impl Cloud {
         if let Some(lock) = self.try_lock()? {
             self.reconcile(&lock)?;
         }
+        self.running()
+    }
+
+    fn running(&self) -> Result<Vec<Node>> {
         let mut nodes = Vec::new();
         for name in folders(&self.folder)? {
             let folder = self.folder.join(&name);
@@ -240,11 +292,12 @@ impl Cloud {
     /// # Errors
     /// When one of them does not come up; then none of the new ones stays.
     pub fn up(&self, request: &Request, progress: Progress<'_>) -> Result<Vec<Node>> {
-        self.add(request, progress, |folders, template, lan| {
+        self.add(request, progress, |places, template, lan| {
             std::thread::scope(|scope| {
-                let start = |folder: &Path| node::start(folder, template, request.flavor, lan, false);
-                let starts: Vec<_> =
-                    folders.iter().map(|folder| scope.spawn(move || start(folder))).collect();
+                let start = |place: &Place| {
+                    node::start(&place.folder, place.index, template, request.flavor, lan, false)
+                };
+                let starts: Vec<_> = places.iter().map(|place| scope.spawn(move || start(place))).collect();
                 starts
                     .into_iter()
                     .map(|start| start.join().expect("starting a node does not panic"))
@@ -259,8 +312,10 @@ impl Cloud {
     /// # Errors
     /// When one of them does not come up; then none of the new ones stays.
     pub fn up_tied(&self, request: &Request, progress: Progress<'_>) -> Result<Vec<Node>> {
-        self.add(request, progress, |folders, template, lan| {
-            folders.iter().map(|folder| node::start(folder, template, request.flavor, lan, true)).collect()
+        self.add(request, progress, |places, template, lan| {
+            let start =
+                |place: &Place| node::start(&place.folder, place.index, template, request.flavor, lan, true);
+            places.iter().map(start).collect()
         })
     }
 
@@ -268,7 +323,7 @@ impl Cloud {
         &self,
         request: &Request,
         progress: Progress<'_>,
-        start: impl FnOnce(&[PathBuf], &Template, &Lan) -> Vec<Result<Node>>,
+        start: impl FnOnce(&[Place], &Template, &Lan) -> Vec<Result<Node>>,
     ) -> Result<Vec<Node>> {
         let lock = self.lock(progress)?;
         self.reconcile(&lock)?;
@@ -277,32 +332,83 @@ impl Cloud {
             return Err(CloudError::TooManyNodes(taken.len() + request.nodes));
         }
         let template = template::ensure(request.variant, request.flavor, progress)?;
-        let names = (1..).map(|i| format!("node{i}")).filter(|name| !taken.contains(name));
-        let folders: Vec<PathBuf> = names.take(request.nodes).map(|name| self.folder.join(name)).collect();
-        let lan = match Lan::read(&self.folder) {
-            Some(lan) => lan,
-            None => {
-                let lan = Lan::new(false)?;
-                lan.write(&self.folder)?;
-                lan
+        let free =
+            (1..).map(|index| (index, format!("node{index}"))).filter(|(_, name)| !taken.contains(name));
+        let places: Vec<Place> = free
+            .take(request.nodes)
+            .map(|(index, name)| Place { index, folder: self.folder.join(name) })
+            .collect();
+        let lan = self.lan(request.encrypt)?;
+        let started = start(&places, &template, &lan).into_iter().collect::<Result<Vec<Node>>>();
+        let joined = started.and_then(|new| {
+            let nodes = self.running()?;
+            // One alone has nobody to be told of.
+            if nodes.len() > 1 {
+                overlay::join(&nodes, &new, &lan, progress)?;
             }
-        };
-        let started: Result<Vec<Node>> = start(&folders, &template, &lan).into_iter().collect();
-        if started.is_err() {
-            for folder in &folders {
-                node::remove(folder)?;
+            Ok(new)
+        });
+        if joined.is_err() {
+            for place in &places {
+                node::remove(&place.folder)?;
             }
         }
-        started
+        joined
+    }
+
+    /// The cloud's wire; made for its first nodes.
+    fn lan(&self, encrypt: bool) -> Result<Lan> {
+        let lan = match Lan::read(&self.folder) {
+            Some(lan) if lan.encrypt || !encrypt => return Ok(lan),
+            Some(mut lan) => {
+                lan.encrypt = true;
+                lan
+            }
+            None => Lan::new(encrypt)?,
+        };
+        lan.write(&self.folder)?;
+        Ok(lan)
+    }
+
+    fn node(&self, name: &str) -> Result<(Node, PathBuf)> {
+        let folder = self.folder.join(name);
+        let known = node::read(&folder).filter(|node| node.name == name && process::runs(&folder, node.pid));
+        let node =
+            known.ok_or_else(|| CloudError::NoSuchNode { cloud: self.name.clone(), node: name.into() })?;
+        Ok((node, folder))
+    }
+
+    /// Makes published ports of a node reachable at the same ports of 127.0.0.1 on this
+    /// computer; those that are so already stay.
+    ///
+    /// # Errors
+    /// [`CloudError::PortTaken`] and [`CloudError::Port`] when a port cannot be had here; those
+    /// before it are reachable then.
+    pub fn publish(&self, node: &str, ports: &[PublishedPort]) -> Result<()> {
+        let (node, folder) = self.node(node)?;
+        ports::set(&folder, &node, ports, false)
+    }
+
+    /// As [`Cloud::publish`], and no other port leads to the node any more.
+    ///
+    /// # Errors
+    /// As [`Cloud::publish`].
+    pub fn publish_only(&self, node: &str, ports: &[PublishedPort]) -> Result<()> {
+        let (node, folder) = self.node(node)?;
+        ports::set(&folder, &node, ports, true)
     }
 
     /// Ends one node.
     ///
     /// # Errors
     /// When its folder cannot be removed.
-    pub fn remove(&self, node: &str) -> Result<()> {
-        let _lock = self.lock(&|_| ())?;
-        node::remove(&self.folder.join(node))
+    pub fn remove(&self, node: &str, progress: Progress<'_>) -> Result<()> {
+        let _lock = self.lock(progress)?;
+        node::remove(&self.folder.join(node))?;
+        match Lan::read(&self.folder) {
+            Some(lan) => overlay::join(&self.running()?, &[], &lan, progress),
+            None => Ok(()),
+        }
     }
 
     /// Ends all nodes and removes the cloud; returns how many nodes there were.

@@ -89,7 +89,7 @@ impl Globals {
             "no cloud is up: starting cloud {} with one {} node; `fcap cloud down` ends it",
             self.cloud, flavor.name
         ));
-        let request = Request { nodes: 1, flavor, variant: Variant::Node };
+        let request = Request { nodes: 1, flavor, variant: Variant::Node, encrypt: false };
         let nodes = Cloud::new(&self.cloud)?.up(&request, &|step| steps.step(step));
         steps.finish();
         self.fleet_of(&nodes?)

@@ -36,6 +36,9 @@ struct UpArgs {
     /// Name of the cloud; the same as --cloud
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Encrypt what the nodes of the cloud send each other, from now on
+    #[arg(long)]
+    encrypt: bool,
     /// Nodes that also have xl and a shell without a password, to compare with
     #[arg(long, hide = true)]
     compare: bool,
@@ -94,7 +97,7 @@ impl UpArgs {
     fn call(self, globals: &Globals) -> anyhow::Result<u8> {
         let name = self.name.as_ref().unwrap_or(&globals.cloud);
         let variant = if self.compare { Variant::Xl } else { Variant::Node };
-        let request = Request { nodes: self.nodes, flavor: self.flavor, variant };
+        let request = Request { nodes: self.nodes, flavor: self.flavor, variant, encrypt: self.encrypt };
         let steps = Steps::new();
         let started = Cloud::new(name)?.up(&request, &|step| steps.step(step));
         steps.finish();

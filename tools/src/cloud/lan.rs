@@ -15,6 +15,8 @@ use super::{AtPath, CloudError, Result, random_hex};
 
 /// Largest IP packet on the wire: a packet of 1,500 bytes fits with all that tunnels add.
 pub(super) const MTU: u16 = 9000;
+/// Bits of the wire's network.
+pub(super) const PREFIX: u8 = 24;
 /// In the cloud's folder.
 const FILE: &str = "lan.json";
 
@@ -64,6 +66,18 @@ impl Lan {
     }
 }
 
+/// Address of node number `index` on the wire.
+pub(super) fn address(index: u16) -> Ipv4Addr {
+    let [_, low] = index.to_be_bytes();
+    Ipv4Addr::new(10, 99, 0, low)
+}
+
+/// Hardware address of node number `index`: within QEMU's own range.
+pub(super) fn mac(index: u16) -> String {
+    let [high, low] = index.to_be_bytes();
+    format!("52:54:00:63:{high:02x}:{low:02x}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,9 +95,11 @@ mod tests {
     }
 
     #[test]
-    fn wires_differ() {
+    fn wires_and_nodes_differ() {
         let (one, two) = (Lan::new(false).unwrap(), Lan::new(false).unwrap());
         assert_ne!(one.netdev("lan"), two.netdev("lan"));
         assert_ne!(one.secret, two.secret);
+        assert_eq!(address(7), Ipv4Addr::new(10, 99, 0, 7));
+        assert_eq!(mac(0x107), "52:54:00:63:01:07");
     }
 }

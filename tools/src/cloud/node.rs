@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fcap_api::Adopt;
+use fcap_api::{Adopt, Lan as Card};
 use serde_json::json;
 
-use super::lan::Lan;
+use super::lan::{self, Lan};
 use super::qemu::{Begin, Machine, Running, name_of};
 use super::template::Template;
 use super::{AtPath, CloudError, Flavor, Node, Result, make_private, process, random_hex};
@@ -29,10 +29,11 @@ pub(super) fn remove(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Clones the template into `folder` and gives the clone its identity. A `tied` one ends with
-/// the calling thread.
+/// Clones the template into `folder` and gives the clone its identity, that of node number
+/// `index`. A `tied` one ends with the calling thread.
 pub(super) fn start(
     folder: &Path,
+    index: u16,
     template: &Template,
     flavor: &Flavor,
     lan: &Lan,
@@ -54,6 +55,7 @@ pub(super) fn start(
     running.execute("cont", json!({}))?;
     let node = Node {
         name: name_of(folder),
+        index,
         flavor: flavor.name.into(),
         port: running.port,
         shell_port: running.shell_port,
@@ -79,15 +81,16 @@ fn adopt(node: &Node, token: &str, running: &mut Running) -> Result<()> {
         token: node.token.clone(),
         seed: random_hex(32)?,
         wall_time_ns: u64::try_from(since_epoch().as_nanos()).unwrap_or(u64::MAX),
+        lan: Some(Card {
+            mac: lan::mac(node.index),
+            address: lan::address(node.index),
+            prefix: lan::PREFIX,
+            mtu: lan::MTU,
+        }),
     };
     let body = serde_json::to_vec(&identity).expect("an identity is serialized");
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(RESUME_LIMIT))
-        .http_status_as_error(false)
-        .build()
-        .into();
     let failed = |answer: String| CloudError::Adopt { node: node.name.clone(), answer };
-    let sent = agent
+    let sent = agent()
         .post(format!("{}/v1/node/adopt", node.url()))
         .header("authorization", format!("Bearer {token}"))
         .header("content-type", "application/json")
@@ -105,6 +108,12 @@ fn adopt(node: &Node, token: &str, running: &mut Running) -> Result<()> {
     }
     let text = response.body_mut().read_to_string().unwrap_or_default();
     Err(failed(format!("{} {text}", response.status())))
+}
+
+/// For requests to nodes.
+pub(super) fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder().timeout_global(Some(RESUME_LIMIT));
+    config.http_status_as_error(false).build().into()
 }
 
 fn since_epoch() -> Duration {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::image::NodeImage;
 use super::lan::{self, Lan};
 use super::qmp::Qmp;
-use super::{Accelerator, AtPath, CloudError, Flavor, Result};
+use super::{Accelerator, AtPath, CloudError, Flavor, Result, ports};
 
 /// QEMU's program.
 pub(super) const QEMU: &str = "qemu-system-x86_64";
@@ -97,11 +97,12 @@ impl Machine<'_> {
         let mut running = Running { child, qmp, folder, port: 0, shell_port: None };
         running.control(|qmp| qmp.greet())?;
         // QEMU has chosen the ports itself, so nobody else can have taken them.
-        let table = running.execute("human-monitor-command", json!({ "command-line": "info usernet" }))?;
-        let port = |inside| forwarded(table.as_str().unwrap_or_default(), inside);
+        let table = running.control(|qmp| qmp.monitor(ports::TABLE))?;
+        let forwards = ports::forwards(&table);
+        let port = |inner| forwards.iter().find(|forward| forward.inner == inner).map(|found| found.outer);
         let none = || CloudError::Qmp {
             node: name_of(self.folder),
-            command: "info usernet".into(),
+            command: ports::TABLE.into(),
             answer: format!("no port reaches the node: {table}"),
         };
         running.port = port(fcap_api::DEFAULT_PORT).ok_or_else(none)?;
@@ -114,7 +115,7 @@ impl Machine<'_> {
     fn spawn(&self, control: OwnedFd) -> Result<Child> {
         let Self { folder, flavor, .. } = self;
         let forward = |inside| format!(",hostfwd=tcp:127.0.0.1:0-:{inside}");
-        let mut network = format!("user,id=net0{}", forward(fcap_api::DEFAULT_PORT));
+        let mut network = format!("user,id={}{}", ports::NETDEV, forward(fcap_api::DEFAULT_PORT));
         if self.shell {
             network += &forward(SHELL_PORT);
         }
@@ -147,7 +148,8 @@ impl Machine<'_> {
             .args(["-machine", "pc,memory-backend=ram", "-object", &memory])
             .args(["-m", &format!("{}M", flavor.memory_mib), "-smp", &flavor.cpus.to_string()])
             .args(self.accelerator.arguments())
-            .args(["-netdev", &network, "-device", "virtio-net-pci,netdev=net0,romfile="])
+            .args(["-netdev", &network])
+            .args(["-device", &format!("virtio-net-pci,netdev={},romfile=", ports::NETDEV)])
             .args(["-netdev", &lan, "-device", &card])
             .args(["-serial", "file:console.log"])
             .args(["-chardev", "socket,id=start,fd=0", "-mon", "chardev=start,mode=control"])
@@ -264,16 +266,6 @@ impl Running {
     }
 }
 
-/// The port on this computer that reaches `inside`, in QEMU's table of its user network:
-/// protocol and state, descriptor, source address and port, destination address and port.
-fn forwarded(table: &str, inside: u16) -> Option<u16> {
-    table.lines().find_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [kind, _, _, outer, _, inner, ..] = words[..] else { return None };
-        (kind.contains("HOST_FORWARD") && inner.parse() == Ok(inside)).then(|| outer.parse().ok())?
-    })
-}
-
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
@@ -295,16 +287,6 @@ fn tail(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn forwarded_ports_are_read_from_qemus_table() {
-        let table = "Hub -1 (net0):\r\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n\
-                     \x20 TCP[HOST_FORWARD]  13       127.0.0.1 36293       10.0.2.15  7070     0     0\r\n\
-                     \x20 TCP[HOST_FORWARD]  12       127.0.0.1 34915       10.0.2.15  7071     0     0\r\n";
-        assert_eq!(forwarded(table, 7070), Some(36293));
-        assert_eq!(forwarded(table, 7071), Some(34915));
-        assert_eq!(forwarded(table, 22), None);
-    }
 
     #[test]
     fn commas_do_not_end_an_option() {

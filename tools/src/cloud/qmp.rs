@@ -1,15 +1,17 @@
 //! QEMU's control channel: JSON objects, one a line.
 //!
 //! The channel of a start is a pair of sockets, one of which QEMU gets as its standard input:
-//! there is no path to wait for, and its end is QEMU's end.
+//! there is no path to wait for, and its end is QEMU's end. Later, whoever wants something of the
+//! machine connects to its socket `qmp`, which serves one at a time.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{CloudError, Result};
+use super::{AtPath, CloudError, Result};
 
 /// Longest silence of QEMU that is not taken for its death.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -28,6 +30,15 @@ impl Qmp {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_read_timeout(Some(TIMEOUT))?;
         Ok((Self { node: node.into(), reader: BufReader::new(ours), events: Vec::new() }, theirs))
+    }
+
+    /// Connects to the control socket of a machine that runs.
+    pub(super) fn connect(node: &str, socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket).at("connect to", socket)?;
+        stream.set_read_timeout(Some(TIMEOUT)).at("use", socket)?;
+        let mut qmp = Self { node: node.into(), reader: BufReader::new(stream), events: Vec::new() };
+        qmp.greet()?;
+        Ok(qmp)
     }
 
     /// Waits for QEMU's greeting, and for permission to give commands.
@@ -64,6 +75,12 @@ impl Qmp {
                 return Ok(answer["return"].take());
             }
         }
+    }
+
+    /// Runs one command of the monitor for people, and returns what it says.
+    pub(super) fn monitor(&mut self, line: &str) -> Result<String> {
+        let answer = self.execute("human-monitor-command", json!({ "command-line": line }))?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
     }
 
     /// Waits for one of `wanted` (an event's name, and its status if it has one); returns which.
