@@ -31,8 +31,10 @@ const SHARE: usize = 32;
 const HALF_OPEN_MAX: usize = 256;
 /// For a peer to answer the request to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// For a peer to acknowledge something.
+/// For a peer to acknowledge data.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(300);
+/// Questions of keep-alive that a peer may leave unanswered.
+const KEEP_ALIVE_QUESTIONS: u32 = 4;
 /// For a connection to end that the application has let go of.
 const LINGER: Duration = Duration::from_secs(30);
 /// What delayed acknowledgements wait for company.
@@ -129,6 +131,20 @@ impl Connection {
         key(self.local, self.remote)
     }
 
+    /// Has smoltcp watch for a peer that is silent, while there is something that it ought to say.
+    ///
+    /// Left to itself, smoltcp takes silence on an idle connection for an answer that is missing.
+    /// The end of a connection has a time limit of its own, [`LINGER`].
+    fn watch_silence(&mut self) {
+        let socket = self.socket();
+        let timeout = match socket.state() {
+            State::SynSent | State::SynReceived => Some(CONNECT_TIMEOUT),
+            _ if socket.send_queue() > 0 => Some(ACKNOWLEDGE_TIMEOUT),
+            _ => socket.keep_alive().map(|interval| interval * KEEP_ALIVE_QUESTIONS),
+        };
+        socket.set_timeout(timeout);
+    }
+
     /// Whether there is nothing left to do for the peer.
     fn is_over(&mut self) -> bool {
         let unowned = !matches!(self.owner, Owner::Application | Owner::Listener);
@@ -215,7 +231,7 @@ impl Tcp {
     /// that few are fast and many fit.
     fn socket(&self, options: &Options) -> Result<(Socket<'static>, usize), Error> {
         let share = (self.memory_max / 2).saturating_sub(self.memory) / SHARE;
-        let chosen = (1usize << (share / 2).max(1).ilog2()).clamp(BUFFER_MIN, BUFFER_DEFAULT_MAX);
+        let chosen = (share / 2).clamp(BUFFER_MIN, BUFFER_DEFAULT_MAX) & !(BUFFER_MIN - 1);
         let size = |asked: Option<usize>| asked.map_or(chosen, |asked| asked.clamp(BUFFER_MIN, BUFFER_MAX));
         let (receive, send) = (size(options.receive_buffer), size(options.send_buffer));
         if self.memory + receive + send > self.memory_max {
@@ -227,7 +243,6 @@ impl Tcp {
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(Some(ACK_DELAY));
         socket.set_keep_alive(options.keep_alive);
-        socket.set_timeout(Some(CONNECT_TIMEOUT));
         Ok((socket, receive + send))
     }
 
@@ -369,16 +384,12 @@ impl Tcp {
             && !matches!(state, State::SynReceived | State::Listen | State::Closed)
         {
             connection.owner = Owner::Listener;
-            connection.socket().set_timeout(Some(ACKNOWLEDGE_TIMEOUT));
             let listener = &mut self.listeners[listener];
             listener.half_open.remove(&serial);
             listener.ready.push_back(id);
             if let Some(waker) = listener.waker.take() {
                 waker.wake();
             }
-        }
-        if before == State::SynSent && state == State::Established {
-            self.connections[id].socket().set_timeout(Some(ACKNOWLEDGE_TIMEOUT));
         }
         self.touch(id);
     }
@@ -406,6 +417,7 @@ impl Tcp {
             let connection = &mut self.connections[id];
             connection.dirty = false;
             let interface = &mut interfaces[connection.interface];
+            connection.watch_silence();
             let before = connection.socket().state();
             let done = interface.send(&mut connection.set, now);
             // Time alone ends what nobody has answered.
