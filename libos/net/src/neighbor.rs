@@ -4,10 +4,7 @@
 //! for each packet. A proxy that opens connections to ten servers would wait nine seconds.
 
 use crate::link::Mac;
-use alloc::{
-    collections::{BTreeMap, BTreeSet},
-    vec::Vec,
-};
+use alloc::{collections::BTreeMap, vec::Vec};
 use core::net::IpAddr;
 use smoltcp::time::{Duration, Instant};
 
@@ -29,7 +26,7 @@ const FRESH: Duration = Duration::from_secs(60);
 pub(crate) struct Neighbors {
     entries: BTreeMap<IpAddr, Entry>,
     /// Those who have been asked and have not answered.
-    asked: BTreeSet<IpAddr>,
+    asked: Vec<IpAddr>,
     /// Packets that wait for answers.
     queued: Vec<(IpAddr, Vec<u8>)>,
     /// The last one found, which most packets are for.
@@ -81,7 +78,9 @@ impl Neighbors {
         if ask {
             entry.questions += 1;
             entry.next_question = now + QUESTION_INTERVAL;
-            self.asked.insert(address);
+            if !self.asked.contains(&address) {
+                self.asked.push(address);
+            }
         }
         match entry.mac {
             Some(mac) if ask => Answer::Confirm(mac),
@@ -116,7 +115,7 @@ impl Neighbors {
             self.make_room();
         }
         self.last = None;
-        self.asked.remove(&address);
+        self.asked.retain(|&asked| asked != address);
         self.entries.insert(address, Entry { mac: Some(mac), since: now, questions: 0, next_question: now });
         self.queued.extract_if(.., |(to, _)| *to == address).map(|(_, packet)| packet).collect()
     }
@@ -163,7 +162,7 @@ impl Neighbors {
 
     fn forget(&mut self, address: IpAddr) {
         self.entries.remove(&address);
-        self.asked.remove(&address);
+        self.asked.retain(|&asked| asked != address);
         self.queued.retain(|(to, _)| *to != address);
         self.last = None;
     }

@@ -44,8 +44,8 @@ impl<T> Slab<T> {
         self.slots.len() - self.free.len()
     }
 
-    pub(crate) fn numbers(&self) -> impl Iterator<Item = usize> {
-        self.slots.iter().enumerate().filter_map(|(at, slot)| slot.as_ref().map(|_| at))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
+        self.slots.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.as_ref()?)))
     }
 }
 

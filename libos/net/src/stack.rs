@@ -9,15 +9,18 @@ use crate::{
     tcp::{Segment, Tcp, register},
     udp::{self, Udp, UdpId},
 };
-use alloc::{collections::BTreeMap, vec, vec::Vec};
+use alloc::{vec, vec::Vec};
 use core::{
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     task::{Poll, Waker},
 };
 use smoltcp::{iface::SocketSet, time::Instant};
 
 /// The loopback is the first interface.
 const LOOPBACK: usize = 0;
+/// Ports for whoever does not ask for one (RFC 6335).
+const EPHEMERAL_PORTS: RangeInclusive<u16> = 49_152..=65_535;
 /// Rounds between the capsule and itself before others get their turn.
 const LOOPBACK_ROUNDS: usize = 16;
 
@@ -27,8 +30,6 @@ pub struct Stack<T> {
     pub(crate) interfaces: Vec<Interface<T>>,
     pub(crate) tcp: Tcp,
     udp: Slab<Udp>,
-    /// Datagram sockets by port.
-    udp_ports: BTreeMap<u16, Vec<usize>>,
     /// Datagram sockets that wait for room.
     udp_waiting: Vec<usize>,
     /// What smoltcp answers when nobody of ours does.
@@ -50,7 +51,6 @@ impl<T: Transmit> Stack<T> {
             interfaces: Vec::new(),
             tcp: Tcp::new(memory_max),
             udp: Slab::new(),
-            udp_ports: BTreeMap::new(),
             udp_waiting: Vec::new(),
             nobody: SocketSet::new(vec![]),
             random: random | 1,
@@ -71,6 +71,13 @@ impl<T: Transmit> Stack<T> {
         self.random ^= self.random << 25;
         self.random ^= self.random >> 27;
         self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// All ports that nobody has asked for by number, from a random one on.
+    pub(crate) fn ephemeral_ports(&mut self) -> impl Iterator<Item = u16> + use<T> {
+        let count = EPHEMERAL_PORTS.len() as u64;
+        let first = self.random() % count;
+        (0..count).map(move |step| EPHEMERAL_PORTS.start() + ((first + step) % count) as u16)
     }
 
     /// The cards' addresses, in order.
@@ -196,8 +203,8 @@ impl<T: Transmit> Stack<T> {
 
     /// Gives a datagram to its socket; `false` if there is none.
     fn receive_datagram(&mut self, to: SocketAddr, from: SocketAddr, payload: &[u8]) -> bool {
-        let Some(ids) = self.udp_ports.get(&to.port()) else { return false };
-        let Some(&id) = ids.iter().find(|&&id| self.udp[id].takes(to.ip(), from)) else { return false };
+        let takes = |&(_, udp): &(usize, &Udp)| udp.takes(to, from);
+        let Some(id) = self.udp.iter().find(takes).map(|(id, _)| id) else { return false };
         self.udp[id].push(from, payload);
         true
     }
@@ -284,25 +291,19 @@ impl<T: Transmit> Stack<T> {
     pub fn udp_bind(&mut self, local: SocketAddr) -> Result<UdpId, Error> {
         self.check_local(local.ip())?;
         let taken = |stack: &Self, port| {
-            let overlaps = |&id: &usize| {
-                let other = stack.udp[id].local.ip();
-                udp::listens_on(other, local.ip()) || udp::listens_on(local.ip(), other)
-            };
-            stack.udp_ports.get(&port).is_some_and(|ids: &Vec<usize>| ids.iter().any(overlaps))
+            let wanted = SocketAddr::new(local.ip(), port);
+            stack.udp.iter().any(|(_, udp)| udp::overlap(udp.local, wanted))
         };
         let port = match local.port() {
+            // Answers to ports that can be guessed are how name servers are impersonated (RFC 5452).
             0 => {
-                // Answers to guessed ports are how name servers are impersonated (RFC 5452).
-                let mut tries = (0..u16::MAX).map(|_| 49_152 | (self.random() >> 32) as u16);
-                let chosen: Vec<u16> = tries.by_ref().take(64).collect();
-                chosen.into_iter().find(|&port| !taken(self, port)).ok_or(Error::AddressInUse)?
+                let mut ports = self.ephemeral_ports();
+                ports.find(|&port| !taken(self, port)).ok_or(Error::AddressInUse)?
             }
             port if taken(self, port) => return Err(Error::AddressInUse),
             port => port,
         };
-        let id = self.udp.insert(Udp::new(SocketAddr::new(local.ip(), port)));
-        self.udp_ports.entry(port).or_default().push(id);
-        Ok(UdpId(id))
+        Ok(UdpId(self.udp.insert(Udp::new(SocketAddr::new(local.ip(), port)))))
     }
 
     /// Where a datagram socket is.
@@ -378,13 +379,7 @@ impl<T: Transmit> Stack<T> {
 
     /// Ends a datagram socket. The number means nothing afterwards.
     pub fn udp_close(&mut self, id: UdpId) {
-        let Some(udp) = self.udp.remove(id.0) else { return };
-        if let Some(ids) = self.udp_ports.get_mut(&udp.local.port()) {
-            ids.retain(|&other| other != id.0);
-            if ids.is_empty() {
-                self.udp_ports.remove(&udp.local.port());
-            }
-        }
+        self.udp.remove(id.0);
         self.udp_waiting.retain(|&waiting| waiting != id.0);
     }
 }

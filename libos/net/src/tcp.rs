@@ -1,7 +1,13 @@
 //! Connections and listeners.
 
 use crate::{
-    Error, flow::FlowKey, interface::Interface, link::Transmit, slab::Slab, stack::Stack, udp::listens_on,
+    Error,
+    flow::FlowKey,
+    interface::Interface,
+    link::Transmit,
+    slab::Slab,
+    stack::Stack,
+    udp::{listens_on, overlap},
 };
 use alloc::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -41,8 +47,6 @@ const LINGER: Duration = Duration::from_secs(30);
 const ACK_DELAY: Duration = Duration::from_millis(10);
 /// The next look at a connection that seems to have something to do, and could not.
 const RETRY: Duration = Duration::from_millis(1);
-/// Ports for connections from here (RFC 6335).
-const EPHEMERAL_PORTS: core::ops::RangeInclusive<u16> = 49_152..=65_535;
 
 /// A connection of a [`Stack`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,16 +72,12 @@ pub(crate) struct Tcp {
     connections: Slab<Connection>,
     flows: BTreeMap<FlowKey, usize>,
     listeners: Slab<Listener>,
-    /// Listeners by port.
-    ports: BTreeMap<u16, Vec<usize>>,
     /// Connections that may have something to send.
     dirty: VecDeque<usize>,
     timers: BTreeSet<(Instant, usize)>,
     /// Bytes in buffers.
     memory: usize,
     memory_max: usize,
-    /// Counts half-open connections, to know the oldest.
-    serial: u64,
 }
 
 struct Listener {
@@ -85,7 +85,7 @@ struct Listener {
     backlog: usize,
     options: Options,
     /// By age.
-    half_open: BTreeMap<u64, usize>,
+    half_open: VecDeque<usize>,
     ready: VecDeque<usize>,
     waker: Option<Waker>,
 }
@@ -95,7 +95,6 @@ enum Owner {
     /// Nobody yet: the peer has not confirmed that it wants to connect.
     HalfOpen {
         listener: usize,
-        serial: u64,
     },
     /// The listener, until it is accepted.
     Listener,
@@ -172,12 +171,10 @@ impl Tcp {
             connections: Slab::new(),
             flows: BTreeMap::new(),
             listeners: Slab::new(),
-            ports: BTreeMap::new(),
             dirty: VecDeque::new(),
             timers: BTreeSet::new(),
             memory: 0,
             memory_max,
-            serial: 0,
         }
     }
 
@@ -207,7 +204,7 @@ impl Tcp {
 
     /// Breaks connections from local addresses that are gone.
     pub(crate) fn break_where(&mut self, is_gone: impl Fn(IpAddr) -> bool) {
-        let all: Vec<usize> = self.connections.numbers().collect();
+        let all: Vec<usize> = self.connections.iter().map(|(id, _)| id).collect();
         for id in all {
             let connection = &mut self.connections[id];
             let local = connection.local.ip();
@@ -221,7 +218,7 @@ impl Tcp {
 
     /// Looks again at all connections, as when interfaces have changed.
     pub(crate) fn touch_all(&mut self) {
-        let all: Vec<usize> = self.connections.numbers().collect();
+        let all: Vec<usize> = self.connections.iter().map(|(id, _)| id).collect();
         all.into_iter().for_each(|id| self.touch(id));
     }
 
@@ -264,26 +261,25 @@ impl Tcp {
         if connection.dirty {
             self.dirty.retain(|&dirty| dirty != id);
         }
-        if let Owner::HalfOpen { listener, serial } = connection.owner
+        if let Owner::HalfOpen { listener } = connection.owner
             && let Some(listener) = self.listeners.get_mut(listener)
         {
-            listener.half_open.remove(&serial);
+            listener.half_open.retain(|&half_open| half_open != id);
         }
     }
 
+    /// The listener that takes connections to an address.
     fn listener_for(&self, to: SocketAddr) -> Option<usize> {
-        let candidates = self.ports.get(&to.port())?;
-        let bound = |&&id: &&usize| listens_on(self.listeners[id].local.ip(), to.ip());
+        let takes = |&(_, listener): &(usize, &Listener)| {
+            listener.local.port() == to.port() && listens_on(listener.local.ip(), to.ip())
+        };
         // One that is bound to the very address comes before one for all addresses.
-        let exact = candidates.iter().find(|&&id| self.listeners[id].local.ip() == to.ip());
-        exact.or_else(|| candidates.iter().find(bound)).copied()
+        let candidates = self.listeners.iter().filter(takes);
+        candidates.max_by_key(|(_, listener)| listener.local.ip() == to.ip()).map(|(id, _)| id)
     }
 
     fn is_listening(&self, local: SocketAddr) -> bool {
-        let overlaps = |other: IpAddr| listens_on(other, local.ip()) || listens_on(local.ip(), other);
-        self.ports
-            .get(&local.port())
-            .is_some_and(|ids| ids.iter().any(|&id| overlaps(self.listeners[id].local.ip())))
+        self.listeners.iter().any(|(_, listener)| overlap(listener.local, local))
     }
 
     /// Gives a segment to the connection it belongs to; `false` if there is none and none is to be.
@@ -326,7 +322,7 @@ impl Tcp {
             return true;
         }
         if listener.half_open.len() >= listener.backlog.min(HALF_OPEN_MAX) {
-            let oldest = listener.half_open.first_key_value().map(|(_, &id)| id);
+            let oldest = listener.half_open.front().copied();
             oldest.into_iter().for_each(|id| self.remove(id));
         }
         let Ok((mut socket, memory)) = self.socket(&self.listeners[listener_id].options) else {
@@ -345,8 +341,7 @@ impl Tcp {
         if socket.state() != State::SynReceived {
             return true;
         }
-        self.serial += 1;
-        let owner = Owner::HalfOpen { listener: listener_id, serial: self.serial };
+        let owner = Owner::HalfOpen { listener: listener_id };
         let connection = Connection {
             set,
             handle,
@@ -361,7 +356,7 @@ impl Tcp {
             memory,
         };
         let id = self.insert(connection);
-        self.listeners[listener_id].half_open.insert(self.serial, id);
+        self.listeners[listener_id].half_open.push_back(id);
         self.touch(id);
         true
     }
@@ -380,12 +375,12 @@ impl Tcp {
             let error = if before == State::SynSent { Error::Refused } else { Error::Reset };
             connection.error = Some(error);
         }
-        if let Owner::HalfOpen { listener, serial } = owner
+        if let Owner::HalfOpen { listener } = owner
             && !matches!(state, State::SynReceived | State::Listen | State::Closed)
         {
             connection.owner = Owner::Listener;
             let listener = &mut self.listeners[listener];
-            listener.half_open.remove(&serial);
+            listener.half_open.retain(|&half_open| half_open != id);
             listener.ready.push_back(id);
             if let Some(waker) = listener.waker.take() {
                 waker.wake();
@@ -502,11 +497,10 @@ impl<T: Transmit> Stack<T> {
             local,
             backlog: backlog.max(1),
             options,
-            half_open: BTreeMap::new(),
+            half_open: VecDeque::new(),
             ready: VecDeque::new(),
             waker: None,
         });
-        self.tcp.ports.entry(port).or_default().push(id);
         Ok(ListenerId(id))
     }
 
@@ -534,13 +528,7 @@ impl<T: Transmit> Stack<T> {
     /// Stops to listen. Connections that have not been accepted are reset.
     pub fn close_listener(&mut self, id: ListenerId) {
         let Some(listener) = self.tcp.listeners.remove(id.0) else { return };
-        if let Some(ids) = self.tcp.ports.get_mut(&listener.local.port()) {
-            ids.retain(|&other| other != id.0);
-            if ids.is_empty() {
-                self.tcp.ports.remove(&listener.local.port());
-            }
-        }
-        for connection in listener.half_open.into_values().chain(listener.ready) {
+        for connection in listener.half_open.into_iter().chain(listener.ready) {
             self.abort(ConnectionId(connection));
         }
     }
@@ -598,14 +586,9 @@ impl<T: Transmit> Stack<T> {
         Ok(ConnectionId(id))
     }
 
-    /// A port for which `free` holds, chosen so that others cannot guess it.
+    /// A port for which `free` holds.
     fn free_port(&mut self, free: impl Fn(&Tcp, u16) -> bool) -> Result<u16, Error> {
-        let count = EPHEMERAL_PORTS.len() as u64;
-        let first = self.random() % count;
-        (0..count)
-            .map(|step| EPHEMERAL_PORTS.start() + ((first + step) % count) as u16)
-            .find(|&port| free(&self.tcp, port))
-            .ok_or(Error::AddressInUse)
+        self.ephemeral_ports().find(|&port| free(&self.tcp, port)).ok_or(Error::AddressInUse)
     }
 
     /// Whether a connection is there that [`Self::connect`] began.

@@ -16,10 +16,7 @@ use core::{
 use proptest::prelude::*;
 use smoltcp::{
     phy::ChecksumCapabilities,
-    wire::{
-        IpProtocol, IpRepr, Ipv4Address, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
-        TcpTimestampRepr,
-    },
+    wire::{IpProtocol, IpRepr, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, TcpTimestampRepr},
 };
 
 /// Buffers of all connections together.
@@ -176,7 +173,7 @@ fn segment(
     control: TcpControl,
     ack: Option<i32>,
 ) -> Vec<u8> {
-    let (src, dst) = (Ipv4Address::from(from), to.config.ipv4.unwrap().0);
+    let (src, dst) = (from, to.config.ipv4.unwrap().0);
     let tcp = TcpRepr {
         src_port,
         dst_port,

@@ -40,9 +40,11 @@ impl Udp {
         Self { local, peer: None, queue: VecDeque::new(), queued_bytes: 0, reader: None, writer: None }
     }
 
-    /// Whether it takes what `from` sends to the address `to`, at its port.
-    pub(crate) fn takes(&self, to: IpAddr, from: SocketAddr) -> bool {
-        listens_on(self.local.ip(), to) && self.peer.is_none_or(|peer| peer == from)
+    /// Whether it takes what `from` sends to `to`.
+    pub(crate) fn takes(&self, to: SocketAddr, from: SocketAddr) -> bool {
+        self.local.port() == to.port()
+            && listens_on(self.local.ip(), to.ip())
+            && self.peer.is_none_or(|peer| peer == from)
     }
 
     /// Keeps a datagram for its reader, if there is room.
@@ -76,6 +78,11 @@ pub(crate) fn listens_on(bound: IpAddr, to: IpAddr) -> bool {
         IpAddr::V4(bound) => bound.is_unspecified() && to.is_ipv4() || bound == to,
         IpAddr::V6(bound) => bound.is_unspecified() || bound == to,
     }
+}
+
+/// Whether two sockets cannot be bound to these at the same time.
+pub(crate) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() == b.port() && (listens_on(a.ip(), b.ip()) || listens_on(b.ip(), a.ip()))
 }
 
 /// Sends one datagram.

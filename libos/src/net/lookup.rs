@@ -93,7 +93,7 @@ async fn ask_server(
         socket.send(&question).await?;
         open.push(question);
     }
-    let mut addresses = Vec::new();
+    let (mut ipv6, mut ipv4) = (Vec::new(), Vec::new());
     let answers = async {
         let mut message = [0; dns::MESSAGE_MAX];
         while !open.is_empty() {
@@ -105,21 +105,23 @@ async fn ask_server(
             let Some((at, answer)) = answered else { continue };
             open.swap_remove(at);
             match answer {
-                Answer::Addresses(found) => addresses.extend(found),
+                Answer::Addresses(found) if found.first().is_some_and(IpAddr::is_ipv6) => ipv6 = found,
+                Answer::Addresses(found) => ipv4.extend(found),
                 Answer::NoSuchName => {}
                 Answer::Failed => return Err(Error::NameServerFailed),
             }
         }
         Ok(())
     };
-    match time::timeout(patience, answers).await {
-        Ok(done) => done?,
+    let in_time = time::timeout(patience, answers).await;
+    ipv6.append(&mut ipv4);
+    match in_time {
+        Ok(Err(error)) => Err(error),
         // One kind of address is better than none.
-        Err(_) if !addresses.is_empty() => {}
-        Err(_) => return Err(Error::TimedOut),
+        _ if !ipv6.is_empty() => Ok(ipv6),
+        Ok(Ok(())) => Err(Error::NameNotFound),
+        Err(_) => Err(Error::TimedOut),
     }
-    addresses.sort_by_key(IpAddr::is_ipv4);
-    if addresses.is_empty() { Err(Error::NameNotFound) } else { Ok(addresses) }
 }
 
 impl sealed::Resolve for SocketAddr {
