@@ -9,17 +9,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::Context;
-use fcap_api::Adopt;
+use fcap_api::{Adopt, Lan};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::net::linux;
 use crate::store::Store;
 
 /// Where the identity is kept in the state directory.
 const FILE: &str = "node.json";
+/// The card that leads to other nodes.
+const LAN_CARD: &str = "eth1";
 /// Least and most length of a token.
 const TOKEN_LEN: std::ops::RangeInclusive<usize> = 16..=256;
 
@@ -96,6 +99,10 @@ impl Identity {
         if adopt.flavor.as_ref().is_some_and(|flavor| crate::names::check(flavor).is_err()) {
             return bad("flavor must be a name");
         }
+        let lan = match &adopt.lan {
+            Some(lan) => Some((check_lan(lan)?, lan)),
+            None => None,
+        };
         let mut inner = self.inner.lock().unwrap();
         if inner.adopted {
             return Err(Error::WrongState(format!("this node has been adopted already, as {}", inner.name)));
@@ -113,6 +120,10 @@ impl Identity {
             let time = TimeSpec::new(seconds, (adopt.wall_time_ns % 1_000_000_000) as i64);
             clock_settime(ClockId::CLOCK_REALTIME, time)
                 .map_err(|e| Error::disk("set the clock")(e.into()))?;
+            if let Some((mac, lan)) = lan {
+                linux::set_up_card(LAN_CARD, mac, lan.mtu.into(), lan.address, lan.prefix)
+                    .map_err(Error::disk(format!("set up {LAN_CARD}, the card between nodes")))?;
+            }
         }
         if let Some(path) = &self.token_file {
             write_token(path, &adopt.token).map_err(Error::disk("keep the token"))?;
@@ -125,6 +136,36 @@ impl Identity {
         inner.adopted = true;
         Ok(())
     }
+}
+
+/// The hardware address of the card between nodes, if all that is said of the card can be.
+fn check_lan(lan: &Lan) -> Result<[u8; 6]> {
+    let Some(mac) = parse_mac(&lan.mac) else {
+        return Err(Error::BadRequest("lan.mac must be a hardware address, as 52:54:00:63:00:01".into()));
+    };
+    let usable = !(lan.address.is_unspecified() || lan.address.is_multicast() || lan.address.is_loopback());
+    if !usable || !(8..=30).contains(&lan.prefix) || !(1280..=9216).contains(&lan.mtu) {
+        return Err(Error::BadRequest(
+            "lan needs an address of the node's own, a prefix of 8 to 30 bits, and an mtu of 1280 to 9216"
+                .into(),
+        ));
+    }
+    Ok(mac)
+}
+
+/// The address of one card; the lowest bit of the first byte marks groups.
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut parts = text.split(':');
+    let mut mac = [0; 6];
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2)?;
+        *byte = part
+            .bytes()
+            .all(|digit| digit.is_ascii_hexdigit())
+            .then(|| u8::from_str_radix(part, 16))?
+            .ok()?;
+    }
+    (parts.next().is_none() && mac[0] & 1 == 0).then_some(mac)
 }
 
 fn read_token(path: &Path) -> anyhow::Result<[u8; 32]> {

@@ -10,7 +10,9 @@ mod events;
 mod image;
 mod inspect;
 mod logs;
+mod network;
 mod new;
+mod port;
 mod prune;
 mod ps;
 mod rename;
@@ -79,6 +81,8 @@ enum Verb {
     Image(image::Args),
     #[command(hide = true)]
     Images(image::ListArgs),
+    Network(network::Args),
+    Port(port::Args),
     New(new::Args),
     Build(build::Args),
     Cloud(cloud::Args),
@@ -91,8 +95,8 @@ enum Verb {
 /// How the verbs are shown in `fcap --help`.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Run", &["run", "create", "start", "restart", "stop", "kill", "pause", "unpause", "rm", "prune"]),
-    ("Look", &["ps", "logs", "attach", "wait", "inspect", "stats", "top", "events"]),
-    ("Change", &["update", "rename"]),
+    ("Look", &["ps", "logs", "attach", "wait", "inspect", "port", "stats", "top", "events"]),
+    ("Change", &["update", "rename", "network"]),
     ("Make applications", &["new", "build", "image"]),
     ("Clouds and this program", &["cloud", "version", "completion"]),
 ];
@@ -168,6 +172,8 @@ impl Verb {
             Self::Prune(args) => args.call(globals).await,
             Self::Image(args) => args.call(globals).await,
             Self::Images(args) => args.call(globals).await,
+            Self::Network(args) => args.call(globals).await,
+            Self::Port(args) => args.call(globals).await,
             Self::New(args) => args.call(),
             Self::Build(args) => args.call(),
             Self::Cloud(args) => args.call(globals),

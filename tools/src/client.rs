@@ -2,8 +2,8 @@
 
 use fcap_api::stream::{Decoder, Frame, FrameError};
 use fcap_api::{
-    Capsule, CreateCapsule, End, ErrorBody, ErrorCode, Event, Image, Node, Pruned, Stats, UpdateCapsule,
-    Version,
+    Capsule, CreateCapsule, CreateNetwork, End, ErrorBody, ErrorCode, Event, Image, Network, Node, Pruned,
+    Stats, UpdateCapsule, Version,
 };
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response};
@@ -281,6 +281,22 @@ impl Client {
         self.send(self.request(Method::DELETE, &format!("/v1/images/{digest}")).timeout(REQUEST))
             .await
             .map(drop)
+    }
+
+    /// Its networks.
+    pub async fn networks(&self) -> Result<Vec<Network>> {
+        self.get("/v1/networks").await
+    }
+
+    /// Makes a network.
+    pub async fn create_network(&self, network: &CreateNetwork) -> Result<Network> {
+        self.json(self.request(Method::POST, "/v1/networks").json(network)).await
+    }
+
+    /// Removes a network.
+    pub async fn remove_network(&self, name: &str) -> Result<()> {
+        let request = self.request(Method::DELETE, &format!("/v1/networks/{name}"));
+        self.send(request.timeout(REQUEST)).await.map(drop)
     }
 
     /// Its capsules; ended ones too with `all`.

@@ -16,6 +16,7 @@ pub mod cli;
 pub mod client;
 pub mod cloud;
 pub mod fleet;
+pub mod forwards;
 pub mod human;
 pub mod image;
 pub mod output;

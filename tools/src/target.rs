@@ -6,6 +6,7 @@
 use crate::client::{self, Address, Client};
 use crate::cloud::{Cloud, DEFAULT_CLOUD, FLAVORS, Node, Request, Variant};
 use crate::fleet::Fleet;
+use crate::forwards::Forwards;
 use crate::progress::Steps;
 use anyhow::Context as _;
 use fcap_api::DEFAULT_SOCKET;
@@ -93,6 +94,21 @@ impl Globals {
         let nodes = Cloud::new(&self.cloud)?.up(&request, &|step| steps.step(step));
         steps.finish();
         self.fleet_of(&nodes?)
+    }
+
+    /// What of the nodes' published ports is forwarded from this machine.
+    ///
+    /// # Errors
+    /// When the local cloud's folder cannot be read.
+    pub fn forwards(&self) -> anyhow::Result<Forwards> {
+        if !self.servers()?.is_empty() {
+            return Ok(Forwards::default());
+        }
+        let cloud = Cloud::new(&self.cloud)?;
+        let nodes = cloud.nodes()?;
+        let names = nodes.iter().map(|node| node.name.clone());
+        let nodes = names.zip(self.fleet_of(&nodes)?.nodes().iter().cloned()).collect();
+        Ok(Forwards::local(cloud, nodes))
     }
 
     fn fleet_of(&self, nodes: &[Node]) -> anyhow::Result<Fleet> {

@@ -369,7 +369,7 @@ impl Networks {
             let capsules = count(state, name);
             if capsules > 0 {
                 return Err(Error::NetworkInUse(format!(
-                    "{capsules} capsules of this node are in network {name}; remove them first"
+                    "network {name} is in use by capsules of this node ({capsules}); remove them first"
                 )));
             }
             Ok(state.networks.remove(name))

@@ -32,16 +32,28 @@ async fn a_node_is_adopted_once_and_stays_so() {
     let new_token = "fedcba9876543210fedcba9876543210";
     let adopt = json!({ "name": "node-7", "flavor": "small", "token": new_token,
         "seed": "5a".repeat(32), "wall_time_ns": 1_800_000_000_000_000_000u64 });
-    for (key, bad) in
-        [("name", json!("a b")), ("token", json!("short")), ("seed", json!("xy")), ("flavor", json!("\n"))]
-    {
+    let lan = |mac: &str, address: &str, prefix: u8, mtu: u16| json!({ "mac": mac, "address": address, "prefix": prefix, "mtu": mtu });
+    for (key, bad) in [
+        ("name", json!("a b")),
+        ("token", json!("short")),
+        ("seed", json!("xy")),
+        ("flavor", json!("\n")),
+        ("lan", lan("52:54:00:63:00", "10.99.0.1", 24, 1500)),
+        ("lan", lan("52:54:00:63:00:+1", "10.99.0.1", 24, 1500)),
+        ("lan", lan("53:54:00:63:00:01", "10.99.0.1", 24, 1500)),
+        ("lan", lan("52:54:00:63:00:01", "224.0.0.1", 24, 1500)),
+        ("lan", lan("52:54:00:63:00:01", "10.99.0.1", 31, 1500)),
+        ("lan", lan("52:54:00:63:00:01", "10.99.0.1", 24, 576)),
+    ] {
         let mut body = adopt.clone();
         body[key] = bad;
         let error = server.refused(Method::POST, "/node/adopt", body.to_string()).await;
         assert_eq!(error.code, ErrorCode::BadRequest, "{key}");
     }
     assert_eq!(server.get::<Node>("/node").await.name, before.name);
-    server.ok::<()>(Method::POST, "/node/adopt", adopt.clone()).await;
+    let mut whole = adopt.clone();
+    whole["lan"] = lan("52:54:00:63:00:01", "10.99.0.1", 24, 9000);
+    server.ok::<()>(Method::POST, "/node/adopt", whole).await;
     server.kill_daemon();
     server.start_daemon().await;
     let node: Node = server.get("/node").await;

@@ -35,6 +35,7 @@ impl Args {
             sig_proxy: self.sig_proxy,
             when_closed: Closed::Leave,
             colours: globals.colours(),
+            forwards: None,
         };
         session.follow(frames).await
     }

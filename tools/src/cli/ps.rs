@@ -1,5 +1,6 @@
 //! `fcap ps`.
 
+use super::port::summary;
 use crate::human::{ago, cpu_time, duration, now_ms, size_kib};
 use crate::output::{self, Format, short_id, table, truncated};
 use crate::target::{Globals, NoCloud};
@@ -9,6 +10,9 @@ use std::time::Duration;
 
 /// Longest image name and argument list in the table.
 const SHORT: usize = 24;
+
+/// Longest list of ports in the table.
+const PORTS: usize = 40;
 
 /// Lists capsules: those that run, or all with -a
 #[derive(Debug, clap::Args)]
@@ -145,12 +149,12 @@ impl Args {
         let wide = self.output == Format::Wide;
         let mut head = vec!["CAPSULE ID", "IMAGE", "ARGS", "CREATED", "STATUS", "MEM"];
         if wide {
-            head.extend(["VCPUS", "CPU CAP", "WEIGHT", "CPU TIME", "RESTART", "LABELS"]);
+            head.extend(["VCPUS", "CPU CAP", "WEIGHT", "CPU TIME", "RESTART", "LABELS", "ADDRESSES"]);
         }
         if wide || several {
             head.push("NODE");
         }
-        head.push("NAMES");
+        head.extend(["PORTS", "NAMES"]);
         let now = now_ms();
         let whole = self.no_trunc;
         let rows = capsules.iter().map(|capsule| {
@@ -175,12 +179,13 @@ impl Args {
                     cpu_time(capsule.cpu_time_ns),
                     policy(capsule),
                     truncated(&one_line(&labels.join(",")), SHORT, whole),
+                    addresses(capsule),
                 ]);
             }
             if wide || several {
                 row.push(one_line(&capsule.node));
             }
-            row.push(one_line(&capsule.name));
+            row.extend([truncated(&summary(capsule), PORTS, whole), one_line(&capsule.name)]);
             row
         });
         table(&head, rows)
@@ -211,6 +216,11 @@ fn status(capsule: &Capsule, now_ms: u64) -> String {
             _ => ended("Exited"),
         },
     }
+}
+
+/// IPv4 addresses, the first network's first.
+fn addresses(capsule: &Capsule) -> String {
+    capsule.networks.iter().map(|it| it.ipv4.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// The restart policy and how often it was used.

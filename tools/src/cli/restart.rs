@@ -20,6 +20,7 @@ pub(super) struct Args {
 impl Args {
     pub(super) async fn call(self, globals: &Globals) -> anyhow::Result<u8> {
         let fleet = globals.fleet().await?;
+        let forwards = globals.forwards()?;
         for_each(&fleet, &self.capsules, async |node, _, reference| {
             let capsule = node.capsule(reference).await?;
             let id = capsule.id.as_str();
@@ -31,7 +32,7 @@ impl Args {
                 }
                 node.wait(id).await?;
             }
-            node.act(id, Verb::Start).await?;
+            forwards.add(&node.act(id, Verb::Start).await?).await?;
             Ok(reference.to_string())
         })
         .await

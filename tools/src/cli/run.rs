@@ -46,8 +46,10 @@ impl Args {
         let mut prepared = self.spec.prepare()?;
         let fleet = globals.fleet_or_start().await?;
         let node = prepared.place(&fleet).await?;
+        let forwards = globals.forwards()?;
         if self.detach {
             let capsule = prepared.submit(node, async |spec| node.create(spec).await).await?;
+            forwards.add_or_remove(node, &capsule).await?;
             output::print(&(capsule.id + "\n"))?;
             return Ok(0);
         }
@@ -59,7 +61,10 @@ impl Args {
             sig_proxy: self.sig_proxy,
             when_closed: Closed::Kill,
             colours: globals.colours(),
+            forwards: Some(&forwards),
         };
-        session.follow(frames).await
+        let ended = session.follow(frames).await;
+        forwards.tidy_after(!prepared.spec.ports.is_empty()).await;
+        ended
     }
 }

@@ -1,7 +1,8 @@
 //! Use of resources as rates: what two samples of a capsule's counters make.
 
 use crate::fleet::{Answers, Fleet};
-use fcap_api::Stats;
+use crate::human::size;
+use fcap_api::{NetStats, Stats};
 use serde::Serialize;
 use std::collections::HashMap;
 
@@ -52,6 +53,11 @@ pub(super) fn percent_text(percent: Option<f64>) -> String {
     percent.map_or_else(|| "--".into(), |percent| format!("{percent:.2}%"))
 }
 
+/// "1.5KiB / 64KiB": received and sent since the start.
+pub(super) fn net_text(net: Option<NetStats>) -> String {
+    net.map_or_else(|| "-".into(), |net| format!("{} / {}", size(net.rx_bytes), size(net.tx_bytes)))
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -68,6 +74,7 @@ pub(super) mod tests {
             cpu_cap: 0,
             weight: 256,
             output_bytes: 0,
+            net: Some(NetStats { rx_bytes: 1536, tx_bytes: 10, ..NetStats::default() }),
         }
     }
 
@@ -83,5 +90,7 @@ pub(super) mod tests {
         assert_eq!(restarted[0].cpu_percent, None);
         assert_eq!(restarted[1].cpu_percent, None);
         assert_eq!(percent_text(Some(12.5)), "12.50%");
+        assert_eq!(net_text(second[0].stats.net), "1.5KiB / 10B");
+        assert_eq!(net_text(None), "-");
     }
 }

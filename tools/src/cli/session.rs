@@ -3,6 +3,7 @@
 use super::stop::DEFAULT_TIMEOUT_S;
 use super::{BROKEN_PIPE, INTERRUPTED};
 use crate::client::{Client, ClientError, Frames, LogQuery, Verb};
+use crate::forwards::Forwards;
 use crate::stdio::{Output, stdin_body};
 use crate::terminal::one_line;
 use anyhow::Context as _;
@@ -40,6 +41,8 @@ pub(super) struct Session<'a> {
     pub(super) sig_proxy: bool,
     pub(super) when_closed: Closed,
     pub(super) colours: bool,
+    /// For a capsule that the frames will tell of.
+    pub(super) forwards: Option<&'a Forwards>,
 }
 
 /// Why the output is over.
@@ -170,7 +173,12 @@ impl Pump<'_> {
         let mut known_ns = 0;
         loop {
             match frames.next().await {
-                Ok(Some(Frame::Capsule(capsule))) => self.learn(capsule.id),
+                Ok(Some(Frame::Capsule(capsule))) => {
+                    if let Some(forwards) = self.session.forwards {
+                        forwards.add_or_remove(self.session.node, &capsule).await?;
+                    }
+                    self.learn(capsule.id);
+                }
                 Ok(Some(Frame::Output { time_ns, .. })) if time_ns <= known_ns => {}
                 Ok(Some(Frame::Output { time_ns, bytes })) => {
                     self.last_ns = time_ns;

@@ -3,6 +3,7 @@
 use super::capsules::for_each;
 use crate::client::{Reference, Verb};
 use crate::target::Globals;
+use std::cell::Cell;
 
 /// Ends capsules at once; their exit code is 137
 #[derive(Debug, clap::Args)]
@@ -48,9 +49,13 @@ impl Unpause {
 
 async fn act(globals: &Globals, capsules: &[Reference], verb: Verb) -> anyhow::Result<u8> {
     let fleet = globals.fleet().await?;
-    for_each(&fleet, capsules, async |node, id, reference| {
-        node.act(id, verb).await?;
+    let ended_ports = Cell::new(false);
+    let code = for_each(&fleet, capsules, async |node, id, reference| {
+        let capsule = node.act(id, verb).await?;
+        ended_ports.set(ended_ports.get() | (verb == Verb::Kill && !capsule.ports.is_empty()));
         Ok(reference.to_string())
     })
-    .await
+    .await;
+    globals.forwards()?.tidy_after(ended_ports.get()).await;
+    code
 }

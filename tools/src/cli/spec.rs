@@ -1,5 +1,7 @@
 //! What `fcap run` and `fcap create` take: an image and how to run it.
 
+use super::network::{bring, parse_name};
+use super::port::parse_publish;
 use crate::client::{Client, ClientError};
 use crate::fleet::Fleet;
 use crate::human::parse_memory_kib;
@@ -7,7 +9,7 @@ use crate::image::resolve::{Resolved, resolve};
 use crate::image::{ImageError, LocalImage};
 use crate::placement;
 use anyhow::{Context as _, bail};
-use fcap_api::{CreateCapsule, ErrorCode, RestartPolicy};
+use fcap_api::{CreateCapsule, DEFAULT_NETWORK, ErrorCode, PublishPort, RestartPolicy};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +19,9 @@ const FAILED: u8 = 125;
 const CANNOT_RUN: u8 = 126;
 /// Exit code for images that are not there.
 const NOT_FOUND: u8 = 127;
+
+/// What `--network` takes for having no network.
+const NO_NETWORK: &str = "none";
 
 /// Largest file of environment variables.
 const MAX_ENV_FILE: u64 = 1 << 20;
@@ -60,6 +65,15 @@ pub(super) struct SpecArgs {
     /// Give it standard input; it is at its end from the start otherwise
     #[arg(short, long)]
     pub(super) interactive: bool,
+    /// Port of the node that leads to a port of the capsule; a free one when HOST is left out
+    #[arg(short, long, value_name = "[HOST:]PORT[/udp]", value_parser = parse_publish, help_heading = "Network")]
+    publish: Vec<PublishPort>,
+    /// Network to be in, or none [default: "default" for applications that use the network]
+    #[arg(long, value_name = "NAME", value_parser = parse_name, help_heading = "Network")]
+    network: Vec<String>,
+    /// Most it may send in a second, such as 500k, 10m or 1g bits
+    #[arg(long, value_name = "BITS", value_parser = parse_rate, help_heading = "Network")]
+    net_rate: Option<u32>,
     /// Initial file system of a Linux kernel
     #[arg(long, value_name = "FILE", help_heading = "Other kernels")]
     initrd: Option<PathBuf>,
@@ -97,6 +111,9 @@ impl SpecArgs {
             remove: self.rm,
             stdin: self.interactive,
             append: self.append,
+            networks: networks(self.network)?,
+            ports: self.publish,
+            net_rate_kbit: self.net_rate,
             ..CreateCapsule::default()
         };
         if spec.remove && spec.restart != RestartPolicy::No {
@@ -132,6 +149,11 @@ impl Prepared {
         let node = placement::choose(fleet, &self.spec, self.node.as_deref()).await?;
         if let Some(name) = &self.spec.name {
             fleet.check_name(name, node).await?;
+        }
+        let networks = self.spec.networks.iter().flatten().cloned();
+        let networks: Vec<String> = networks.filter(|name| name != DEFAULT_NETWORK).collect();
+        if !networks.is_empty() && fleet.nodes().len() > 1 {
+            bring(fleet, node, &networks).await?;
         }
         if self.spec.image.len() < "sha256:".len() + 64 {
             self.spec.image = complete(node, &self.spec.image).await?;
@@ -236,6 +258,37 @@ fn labels(pairs: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
     Ok(labels)
 }
 
+/// Networks by name, or the word for having none.
+fn networks(names: Vec<String>) -> anyhow::Result<Option<Vec<String>>> {
+    match &names[..] {
+        [] => Ok(None),
+        [none] if none == NO_NETWORK => Ok(Some(Vec::new())),
+        _ if names.iter().any(|name| name == NO_NETWORK) => {
+            bail!("--network {NO_NETWORK} stands alone: it is for capsules without any network")
+        }
+        _ => Ok(Some(names)),
+    }
+}
+
+/// Bits a second, in kilobits rounded up: `500k`, `10m`, `1g`, or plain bits.
+fn parse_rate(text: &str) -> Result<u32, String> {
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.find(|c: char| !c.is_ascii_digit()).unwrap_or(lower.len());
+    let (number, unit) = lower.split_at(digits);
+    let scale = match unit.trim_end_matches("bit") {
+        "" => 1,
+        "k" => 1_000,
+        "m" => 1_000_000,
+        "g" => 1_000_000_000,
+        _ => 0u64,
+    };
+    let bits = number.parse::<u64>().ok().and_then(|number| number.checked_mul(scale)).unwrap_or(0);
+    u32::try_from(bits.div_ceil(1000))
+        .ok()
+        .filter(|&rate| rate > 0)
+        .ok_or_else(|| "not a rate: write 500k, 10m or 1g, in bits a second".to_owned())
+}
+
 /// `50` or `50%`.
 pub(super) fn parse_cap(text: &str) -> Result<u16, String> {
     let number = text.strip_suffix('%').unwrap_or(text);
@@ -272,6 +325,21 @@ mod tests {
         assert_eq!(parse_cap("0"), Ok(0));
         for bad in ["", "%", "-1", "70000", "half"] {
             assert!(parse_cap(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks_and_rates_are_read() {
+        let names = |list: &[&str]| networks(list.iter().map(ToString::to_string).collect());
+        assert_eq!(names(&[]).unwrap(), None);
+        assert_eq!(names(&["none"]).unwrap(), Some(Vec::new()));
+        assert_eq!(names(&["a", "b"]).unwrap().unwrap().len(), 2);
+        assert!(names(&["a", "none"]).is_err());
+        for (text, kbit) in [("500k", 500), ("10m", 10_000), ("1G", 1_000_000), ("1500", 2), ("64kbit", 64)] {
+            assert_eq!(parse_rate(text), Ok(kbit), "{text}");
+        }
+        for bad in ["", "0", "k", "1.5m", "-1", "10t", "99999g", "99999999999999999999"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
         }
     }
 

@@ -23,9 +23,10 @@ pub(super) struct Args {
 impl Args {
     pub(super) async fn call(self, globals: &Globals) -> anyhow::Result<u8> {
         let fleet = globals.fleet().await?;
+        let forwards = globals.forwards()?;
         if !self.attach {
             return for_each(&fleet, &self.capsules, async |node, id, reference| {
-                node.act(id, Verb::Start).await?;
+                forwards.add(&node.act(id, Verb::Start).await?).await?;
                 Ok(reference.to_string())
             })
             .await;
@@ -35,6 +36,7 @@ impl Args {
         };
         let (node, id) = locate(&fleet, reference).await?;
         let capsule = node.act(&id, Verb::Start).await?;
+        forwards.add(&capsule).await?;
         // The log has every byte since the start, also those written before this request.
         let query = LogQuery { follow: true, tail: None, since_ms: capsule.started_ms };
         let frames = node.logs(&capsule.id, &query).await?;
@@ -45,6 +47,7 @@ impl Args {
             sig_proxy: true,
             when_closed: Closed::Leave,
             colours: globals.colours(),
+            forwards: None,
         };
         session.follow(frames).await
     }

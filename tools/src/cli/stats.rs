@@ -1,6 +1,6 @@
 //! `fcap stats`.
 
-use super::sample::{Sampler, Usage, percent_text};
+use super::sample::{Sampler, Usage, net_text, percent_text};
 use crate::client::{ClientError, Reference};
 use crate::fleet::{FindError, Fleet};
 use crate::human::{cpu_time, size, size_kib};
@@ -16,7 +16,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Clears the screen and goes to its top.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
-/// Shows processor and memory use of running capsules
+/// Shows use of processor, memory and network by running capsules
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Ids, unique prefixes of ids, or names; all that run otherwise
@@ -80,8 +80,17 @@ impl Args {
             TextFormat::Json => output::print(&(serde_json::to_string(usage)? + "\n")),
             TextFormat::Yaml => output::yaml(&usage),
             TextFormat::Table => {
-                let head =
-                    ["CAPSULE ID", "NAME", "CPU %", "CPU TIME", "MEM / LIMIT", "CAP", "WEIGHT", "OUTPUT"];
+                let head = [
+                    "CAPSULE ID",
+                    "NAME",
+                    "CPU %",
+                    "CPU TIME",
+                    "MEM / LIMIT",
+                    "CAP",
+                    "WEIGHT",
+                    "NET I/O",
+                    "OUTPUT",
+                ];
                 let rows = usage.iter().map(|Usage { cpu_percent, stats }| {
                     vec![
                         short_id(&stats.id, self.no_trunc),
@@ -91,6 +100,7 @@ impl Args {
                         format!("{} / {}", size_kib(stats.memory_kib), size_kib(stats.max_memory_kib)),
                         if stats.cpu_cap == 0 { "-".into() } else { format!("{}%", stats.cpu_cap) },
                         stats.weight.to_string(),
+                        net_text(stats.net),
                         size(stats.output_bytes),
                     ]
                 });

@@ -3,6 +3,7 @@
 use super::capsules::for_each;
 use crate::client::Reference;
 use crate::target::Globals;
+use std::cell::Cell;
 
 /// Seconds until force is used, as docker has it.
 pub(super) const DEFAULT_TIMEOUT_S: u64 = 10;
@@ -21,10 +22,13 @@ pub(super) struct Args {
 impl Args {
     pub(super) async fn call(self, globals: &Globals) -> anyhow::Result<u8> {
         let fleet = globals.fleet().await?;
-        for_each(&fleet, &self.capsules, async |node, id, reference| {
-            node.stop(id, self.time).await?;
+        let had_ports = Cell::new(false);
+        let code = for_each(&fleet, &self.capsules, async |node, id, reference| {
+            had_ports.set(had_ports.get() | !node.stop(id, self.time).await?.ports.is_empty());
             Ok(reference.to_string())
         })
-        .await
+        .await;
+        globals.forwards()?.tidy_after(had_ports.get()).await;
+        code
     }
 }

@@ -1,13 +1,13 @@
 //! `fcap top`.
 
-use super::sample::{Sampler, Usage, percent_text};
+use super::sample::{Sampler, Usage, net_text, percent_text};
 use crate::fleet::Fleet;
 use crate::human::{cpu_time, size_kib};
 use crate::output::short_id;
 use crate::target::Globals;
 use crate::terminal::one_line;
 use anyhow::{Context as _, ensure};
-use fcap_api::{Capsule, Node, State};
+use fcap_api::{Capsule, NetStats, Node, State};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};
@@ -21,8 +21,8 @@ use tokio::sync::mpsc;
 
 /// Shows running capsules and their use of resources, live
 ///
-/// Keys: c, m, t, n and s sort by processor use, memory, processor time, name and state; r turns
-/// the order round; the arrows scroll; q ends.
+/// Keys: c, m, t, i, n and s sort by processor use, memory, processor time, network, name and
+/// state; r turns the order round; the arrows scroll; q ends.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Seconds between updates
@@ -45,6 +45,7 @@ enum Key {
     Cpu,
     Memory,
     Time,
+    Net,
     Name,
     State,
 }
@@ -152,6 +153,7 @@ impl Screen {
             KeyCode::Char('c') => self.key = Key::Cpu,
             KeyCode::Char('m') => self.key = Key::Memory,
             KeyCode::Char('t') => self.key = Key::Time,
+            KeyCode::Char('i') => self.key = Key::Net,
             KeyCode::Char('n') => self.key = Key::Name,
             KeyCode::Char('s') => self.key = Key::State,
             KeyCode::Char('r') => self.reversed = !self.reversed,
@@ -167,11 +169,13 @@ impl Screen {
     fn sort(&mut self) {
         let by = |a: &Entry, b: &Entry| -> Ordering {
             let (x, y) = (&a.usage.stats, &b.usage.stats);
+            let net = |it: Option<NetStats>| it.map_or(0, |net| net.rx_bytes.saturating_add(net.tx_bytes));
             let cpu = |it: &Entry| it.usage.cpu_percent.unwrap_or(0.0);
             match self.key {
                 Key::Cpu => cpu(b).total_cmp(&cpu(a)),
                 Key::Memory => y.memory_kib.cmp(&x.memory_kib),
                 Key::Time => y.cpu_time_ns.cmp(&x.cpu_time_ns),
+                Key::Net => net(y.net).cmp(&net(x.net)),
                 Key::Name => Ordering::Equal,
                 Key::State => word(a.state).cmp(word(b.state)),
             }
@@ -190,8 +194,9 @@ impl Screen {
                 .areas(frame.area());
         let lines: Vec<Line<'_>> = self.nodes.iter().map(|node| Line::raw(node_line(node))).collect();
         frame.render_widget(Paragraph::new(lines), nodes);
-        let head = ["CAPSULE ID", "NAME", "NODE", "STATE", "CPU %", "CPU TIME", "MEM", "CAP", "WEIGHT"];
-        let widths = [12, 24, 12, 10, 8, 9, 9, 6, 6].map(Constraint::Length);
+        let head =
+            ["CAPSULE ID", "NAME", "NODE", "STATE", "CPU %", "CPU TIME", "MEM", "NET I/O", "CAP", "WEIGHT"];
+        let widths = [12, 24, 12, 10, 8, 9, 9, 19, 6, 6].map(Constraint::Length);
         let rows = self.entries.iter().map(|Entry { usage, state, node }| {
             let stats = &usage.stats;
             Row::new([
@@ -202,6 +207,7 @@ impl Screen {
                 percent_text(usage.cpu_percent),
                 cpu_time(stats.cpu_time_ns),
                 size_kib(stats.memory_kib),
+                net_text(stats.net),
                 if stats.cpu_cap == 0 { "-".to_owned() } else { format!("{}%", stats.cpu_cap) },
                 stats.weight.to_string(),
             ])
@@ -211,7 +217,8 @@ impl Screen {
             .header(Row::new(head).style(reversed))
             .row_highlight_style(Style::new().add_modifier(Modifier::BOLD));
         frame.render_stateful_widget(table, body, &mut self.table);
-        let help = "sort: c cpu  m memory  t time  n name  s state   r reverse   q quit".to_owned();
+        let help =
+            "sort: c cpu  m memory  t time  i network  n name  s state   r reverse   q quit".to_owned();
         frame.render_widget(Paragraph::new(self.problem.as_deref().map_or(help, one_line)), foot);
     }
 }
@@ -284,12 +291,12 @@ mod tests {
 
     #[test]
     fn the_screen_shows_each_capsule() {
-        let mut terminal = Terminal::new(TestBackend::new(100, 8)).unwrap();
+        let mut terminal = Terminal::new(TestBackend::new(120, 8)).unwrap();
         let mut screen = screen();
         screen.sort();
         terminal.draw(|frame| screen.draw(frame)).unwrap();
         let text = terminal.backend().to_string();
-        for part in ["CAPSULE ID", "name-a", "paused", "50.00%", "9.00s", "q quit"] {
+        for part in ["CAPSULE ID", "name-a", "paused", "50.00%", "9.00s", "1.5KiB / 10B", "q quit"] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
     }

@@ -6,4 +6,5 @@ mod fleet;
 mod lifecycle;
 mod looking;
 mod making;
+mod network;
 mod rig;
