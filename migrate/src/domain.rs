@@ -168,7 +168,7 @@ pub trait DirtySource {
     /// "guest-assisted", "dirty bits" or "log-dirty".
     fn name(&self) -> &'static str;
 
-    /// Starts: from now on writes are seen.
+    /// Starts: from now on writes are seen. What a daemon that was killed left on starts anew.
     ///
     /// # Errors
     /// If it is not possible with this domain or hypervisor; nothing is left on then.

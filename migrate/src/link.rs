@@ -18,10 +18,12 @@ use crate::{
     rate::TokenBucket,
 };
 
-/// The least that a link must carry to count as alive, beside the time it is given anyway.
+/// The least that a link must carry to count as alive.
 const LEAST_BYTES_PER_SECOND: u64 = 16 << 10;
-/// Written at once, so that a limited rate has no bursts and a stall is seen early.
+/// Written at once, so that a stall is seen early.
 const CHUNK: usize = 256 << 10;
+/// Of a limited rate so much of a second is written at once: pauses stay short.
+const CHUNKS_PER_SECOND: u64 = 20;
 
 /// A wish to stop, from another thread.
 #[derive(Clone, Debug, Default)]
@@ -66,25 +68,36 @@ impl Default for Patience {
     }
 }
 
-/// A transfer under way: how long it took, and how much it moved.
+/// A transfer under way, looked at in spans of time: in each something must move.
 struct Watch {
     side: Side,
     since: Instant,
+    span: Duration,
     bytes: u64,
-    allowed: Duration,
 }
 
 impl Watch {
-    fn start(side: Side, allowed: Duration) -> Self {
-        Self { side, since: Instant::now(), bytes: 0, allowed }
+    fn start(side: Side, span: Duration) -> Self {
+        Self { side, since: Instant::now(), span, bytes: 0 }
     }
 
-    fn check(&self) -> Result<(), MigrateError> {
-        let earned = Duration::from_secs_f64(self.bytes as f64 / LEAST_BYTES_PER_SECOND as f64);
-        if self.since.elapsed() > self.allowed + earned {
-            let seconds = self.since.elapsed().as_secs();
-            return Err(MigrateError::Stalled { side: self.side, bytes: self.bytes, seconds });
+    fn moved(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    fn check(&mut self) -> Result<(), MigrateError> {
+        let elapsed = self.since.elapsed();
+        if elapsed <= self.span {
+            return Ok(());
         }
+        if self.bytes < (LEAST_BYTES_PER_SECOND as f64 * elapsed.as_secs_f64()) as u64 {
+            return Err(MigrateError::Stalled {
+                side: self.side,
+                bytes: self.bytes,
+                seconds: elapsed.as_secs(),
+            });
+        }
+        *self = Self::start(self.side, self.span);
         Ok(())
     }
 }
@@ -120,7 +133,8 @@ impl<W: Write> LinkWriter<W> {
     }
 
     pub(crate) fn write_all(&mut self, bytes: &[u8]) -> Result<(), MigrateError> {
-        bytes.chunks(CHUNK).try_for_each(|chunk| {
+        let per_chunk = self.limit.map_or(u64::MAX, |limit| limit.bytes_per_second() / CHUNKS_PER_SECOND);
+        bytes.chunks((per_chunk as usize).clamp(1, CHUNK)).try_for_each(|chunk| {
             if let Some(limit) = &mut self.limit {
                 self.cancel.wait(limit.take(chunk.len() as u64, self.epoch.elapsed()));
             }
@@ -137,7 +151,7 @@ impl<W: Write> LinkWriter<W> {
             match self.output.write(chunk) {
                 Ok(0) => return Err(self.lost(ErrorKind::WriteZero.into())),
                 Ok(len) => {
-                    watch.bytes += len as u64;
+                    watch.moved(len);
                     chunk = &chunk[len..];
                 }
                 Err(error) if is_pause(&error) => {}
@@ -151,7 +165,7 @@ impl<W: Write> LinkWriter<W> {
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), MigrateError> {
-        let watch = Watch::start(self.side, self.stall);
+        let mut watch = Watch::start(self.side, self.stall);
         loop {
             match self.output.flush() {
                 Ok(()) => return Ok(()),
@@ -196,11 +210,11 @@ impl<R: Read> LinkReader<R> {
             match self.input.read(&mut buffer[len..]) {
                 Ok(0) => break,
                 Ok(read) => {
-                    len += read;
-                    if watch.bytes == 0 {
+                    if len == 0 {
                         watch = Watch::start(self.side, self.stall);
                     }
-                    watch.bytes += read as u64;
+                    len += read;
+                    watch.moved(read);
                 }
                 Err(error) if is_pause(&error) => {}
                 Err(error) => return Err(MigrateError::Link { side: self.side, source: error }),
@@ -222,5 +236,68 @@ impl<R: Read> LinkReader<R> {
                 _ => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives or takes so many bytes each time, after a pause.
+    struct Slow {
+        bytes: usize,
+        pause: Duration,
+    }
+
+    impl Read for Slow {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            Cancel::default().wait(self.pause);
+            if self.bytes == 0 { Err(ErrorKind::TimedOut.into()) } else { Ok(buffer.len().min(self.bytes)) }
+        }
+    }
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Cancel::default().wait(self.pause);
+            if self.bytes == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(bytes.len().min(self.bytes)) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn transfer(bytes: usize, pause_ms: u64, len: usize) -> [Result<(), MigrateError>; 2] {
+        let slow = || Slow { bytes, pause: Duration::from_millis(pause_ms) };
+        let patience = Patience { stall: Duration::from_millis(50), answer: Duration::ZERO };
+        let mut buffer = vec![0; len];
+        let mut reader = LinkReader::new(slow(), Side::Source, patience, Cancel::default());
+        let mut writer = LinkWriter::new(slow(), Side::Source, patience, Cancel::default());
+        [reader.fill(&mut buffer, Duration::ZERO).map(drop), writer.write_all(&buffer)]
+    }
+
+    #[test]
+    fn a_link_that_carries_nothing_or_single_bytes_is_stalled() {
+        for (bytes, pause_ms) in [(0, 1), (1, 1), (10, 20)] {
+            for result in transfer(bytes, pause_ms, 100_000) {
+                assert!(matches!(result, Err(MigrateError::Stalled { .. })), "{result:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_slow_link_is_not_stalled() {
+        for result in transfer(50_000, 10, 1_000_000) {
+            assert!(result.is_ok(), "{result:?}");
+        }
+    }
+
+    #[test]
+    fn a_wish_to_stop_ends_a_wait() {
+        let cancel = Cancel::default();
+        cancel.cancel();
+        let slow = Slow { bytes: 0, pause: Duration::from_millis(1) };
+        let mut reader = LinkReader::new(slow, Side::Source, Patience::default(), cancel);
+        assert!(matches!(reader.fill(&mut [0], Duration::ZERO), Err(MigrateError::Cancelled)));
     }
 }

@@ -10,13 +10,20 @@ pub(crate) struct TokenBucket {
     paid: Duration,
 }
 
+/// With less, the other side would take the link for dead.
+const LEAST_RATE: u64 = 64 << 10;
 /// What may go through at once after a pause.
 const BURST: Duration = Duration::from_millis(20);
 
 impl TokenBucket {
-    /// Lets through `bytes_per_second`, at least 1.
+    /// Lets through `bytes_per_second`, or the least that makes sense if that is more.
     pub(crate) fn new(bytes_per_second: u64) -> Self {
-        Self { bytes_per_second: bytes_per_second.max(1), paid: Duration::ZERO }
+        Self { bytes_per_second: bytes_per_second.max(LEAST_RATE), paid: Duration::ZERO }
+    }
+
+    /// The limit.
+    pub(crate) fn bytes_per_second(&self) -> u64 {
+        self.bytes_per_second
     }
 
     /// Takes `bytes` at the time `now` (since the beginning): how long to wait before they may go.
@@ -40,7 +47,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_average_never_exceeds_the_limit(
-            rate in 1_000u64..10_000_000,
+            rate in 100_000u64..10_000_000,
             takes in proptest::collection::vec((1u64..1_000_000, 0u64..50), 1..100),
         ) {
             let mut bucket = TokenBucket::new(rate);

@@ -43,7 +43,7 @@ pub struct Options {
     pub policy: PrecopyPolicy,
     /// Whether to pack pages.
     pub compression: Compression,
-    /// Bytes per second on the link while the domain runs.
+    /// Bytes per second on the link while the domain runs; below 64 KiB that.
     pub rate_limit: Option<u64>,
     /// How long the link and the other side are waited for.
     pub patience: Patience,

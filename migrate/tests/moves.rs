@@ -4,10 +4,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Disk, Faults, ID, Sides, destination_options, migrate, source_options};
+use common::{Disk, Faults, ID, Sides, migrate};
 use fcap_migrate::{
     Cancel, Compression, MigrateError, Side,
-    destination::Incoming,
+    destination::{self, Incoming},
     domain::{DomainError, RefusalCause},
     handover::{DestinationState, SourceState},
     policy::PrecopyPolicy,
@@ -42,7 +42,7 @@ fn a_domain_arrives_as_it_left() {
     let (stats, arrival) = migrate(
         &mut domain,
         &mut host,
-        &source_options(),
+        &source::Options::default(),
         Reason::Migrate,
         (&mut source_disk, &mut destination_disk),
         Faults::default(),
@@ -71,7 +71,7 @@ fn an_idle_domain_costs_what_it_uses_and_not_what_it_has() {
         };
         let mut domain = SimSource::new(script, &world);
         let used = domain.used_pages() * 4096;
-        let (stats, arrival) = move_it(&mut domain, &mut SimHost::new(&world), &source_options());
+        let (stats, arrival) = move_it(&mut domain, &mut SimHost::new(&world), &source::Options::default());
         domain.assert_same(&arrival.unwrap().domain);
         let stats = stats.unwrap();
         assert!(stats.bytes * 10 <= used * 11, "{} bytes for {used} at {nr_pages} pages", stats.bytes);
@@ -83,7 +83,7 @@ fn packing_is_used_where_it_is_wished() {
     let sent = |compression| {
         let world = World::default();
         let mut domain = SimSource::new(Script::default(), &world);
-        let options = source::Options { compression, ..source_options() };
+        let options = source::Options { compression, ..source::Options::default() };
         let (stats, arrival) = move_it(&mut domain, &mut SimHost::new(&world), &options);
         domain.assert_same(&arrival.unwrap().domain);
         stats.unwrap().bytes
@@ -98,7 +98,7 @@ fn a_domain_that_writes_too_fast_is_stopped_or_stays_as_wished() {
     let script = Script { writes_per_read: 400, hot_pages: 1_500, used_pages: 1_700, ..Script::default() };
     let options = |strict| {
         let policy = PrecopyPolicy { max_downtime: Duration::from_nanos(1), strict, ..Default::default() };
-        source::Options { policy, ..source_options() }
+        source::Options { policy, ..source::Options::default() }
     };
     let world = World::default();
     let mut domain = SimSource::new(script, &world);
@@ -116,7 +116,7 @@ fn a_domain_can_be_stopped_at_once() {
     let world = World::default();
     let mut domain = SimSource::new(Script::default(), &world);
     let policy = PrecopyPolicy { stop_and_copy: true, ..Default::default() };
-    let options = source::Options { policy, ..source_options() };
+    let options = source::Options { policy, ..source::Options::default() };
     let (stats, arrival) = move_it(&mut domain, &mut SimHost::new(&world), &options);
     let stats = stats.unwrap();
     assert_eq!((stats.rounds.len(), stats.dirty_source), (1, "none"));
@@ -128,7 +128,7 @@ fn a_limited_rate_is_kept_while_the_domain_runs() {
     let world = World::default();
     let script = Script { compressible: false, writes_per_read: 0, ..Script::default() };
     let mut domain = SimSource::new(script, &world);
-    let options = source::Options { rate_limit: Some(10_000_000), ..source_options() };
+    let options = source::Options { rate_limit: Some(10_000_000), ..source::Options::default() };
     let (stats, arrival) = move_it(&mut domain, &mut SimHost::new(&world), &options);
     arrival.unwrap();
     let first = stats.unwrap().rounds[0];
@@ -146,7 +146,7 @@ fn a_destination_says_no_before_memory_moves() {
         let mut domain = SimSource::new(Script::default(), &world);
         let mut host = SimHost::new(&world);
         (host.free_pages, host.cpu_features) = (free_pages, vec![features]);
-        let error = kept(move_it(&mut domain, &mut host, &source_options()), &domain);
+        let error = kept(move_it(&mut domain, &mut host, &source::Options::default()), &domain);
         let MigrateError::Refused(refusal) = error else { panic!("{error}") };
         assert_eq!(refusal.cause, cause);
         assert!(host.found().is_none());
@@ -159,7 +159,7 @@ fn a_destination_that_fails_says_why() {
     let mut domain = SimSource::new(Script::default(), &world);
     let mut host = SimHost::new(&world);
     host.fails_after_pages = Some(200);
-    let error = kept(move_it(&mut domain, &mut host, &source_options()), &domain);
+    let error = kept(move_it(&mut domain, &mut host, &source::Options::default()), &domain);
     let MigrateError::Remote { side: Side::Destination, message } = error else { panic!("{error}") };
     assert!(message.contains("writing of pages failed: as the script says"), "{message}");
     assert!(host.found().is_none());
@@ -169,7 +169,7 @@ fn a_destination_that_fails_says_why() {
 fn a_domain_that_never_suspends_runs_on() {
     let world = World::default();
     let mut domain = SimSource::new(Script { suspends: false, ..Script::default() }, &world);
-    let error = kept(move_it(&mut domain, &mut SimHost::new(&world), &source_options()), &domain);
+    let error = kept(move_it(&mut domain, &mut SimHost::new(&world), &source::Options::default()), &domain);
     assert!(matches!(
         error,
         MigrateError::Domain { side: Side::Source, source: DomainError::NoAnswer { .. } }
@@ -186,7 +186,8 @@ fn a_domain_that_ends_on_the_way_leaves_nothing() {
     let (to_source, from_destination) = common::pipe(None);
     let source = std::thread::scope(|scope| {
         scope.spawn(|| {
-            let incoming = Incoming::connection(from_source, to_source, destination_options()).unwrap();
+            let incoming =
+                Incoming::connection(from_source, to_source, destination::Options::default()).unwrap();
             assert!(incoming.receive(&mut host, &mut Disk::default()).is_err());
         });
         source::migrate(
@@ -195,7 +196,7 @@ fn a_domain_that_ends_on_the_way_leaves_nothing() {
             (from_destination, to_destination),
             ID,
             Reason::Migrate,
-            &source_options(),
+            &source::Options::default(),
             &mut |progress| {
                 if matches!(progress, Progress::RoundDone(_)) {
                     other.kill();
@@ -216,14 +217,15 @@ fn a_wish_to_stop_leaves_the_domain_where_it_is() {
     let mut domain = SimSource::new(Script { compressible: false, ..Script::default() }, &world);
     let cancel = Cancel::default();
     // So slow that it would take a minute.
-    let options = source::Options { rate_limit: Some(32 << 10), cancel: cancel.clone(), ..source_options() };
+    let options =
+        source::Options { rate_limit: Some(32 << 10), cancel: cancel.clone(), ..source::Options::default() };
     let sides = std::thread::scope(|scope| {
         let (to_destination, from_source) = common::pipe(None);
         let (to_source, from_destination) = common::pipe(None);
         let world = &world;
         let destination = scope.spawn(move || {
             let mut host = SimHost::new(world);
-            let options = fcap_migrate::destination::Options::default();
+            let options = destination::Options::default();
             Incoming::connection(from_source, to_source, options)
                 .unwrap()
                 .receive(&mut host, &mut Disk::default())
@@ -248,7 +250,14 @@ fn a_source_that_cannot_write_its_claim_keeps_the_domain() {
     let mut domain = SimSource::new(Script::default(), &world);
     let disks = (&mut Disk::full(), &mut Disk::default());
     let mut host = SimHost::new(&world);
-    let sides = migrate(&mut domain, &mut host, &source_options(), Reason::Migrate, disks, Faults::default());
+    let sides = migrate(
+        &mut domain,
+        &mut host,
+        &source::Options::default(),
+        Reason::Migrate,
+        disks,
+        Faults::default(),
+    );
     assert!(matches!(kept(sides, &domain), MigrateError::Claim { side: Side::Source, .. }));
     assert!(host.found().is_none());
 }
@@ -260,7 +269,14 @@ fn a_destination_that_cannot_write_its_claim_gives_the_domain_back() {
     let mut source_disk = Disk::default();
     let disks = (&mut source_disk, &mut Disk::full());
     let mut host = SimHost::new(&world);
-    let sides = migrate(&mut domain, &mut host, &source_options(), Reason::Migrate, disks, Faults::default());
+    let sides = migrate(
+        &mut domain,
+        &mut host,
+        &source::Options::default(),
+        Reason::Migrate,
+        disks,
+        Faults::default(),
+    );
     kept(sides, &domain);
     assert!(host.found().is_none() && !source_disk.has_claim());
 }
@@ -272,7 +288,7 @@ fn a_clone_runs_beside_the_domain() {
     let mut host = SimHost::new(&other_world);
     let disks = (&mut Disk::default(), &mut Disk::default());
     let (stats, arrival) =
-        migrate(&mut domain, &mut host, &source_options(), Reason::Clone, disks, Faults::default());
+        migrate(&mut domain, &mut host, &source::Options::default(), Reason::Clone, disks, Faults::default());
     stats.unwrap();
     assert!(domain.is_running() && arrival.unwrap().domain.is_running());
 }
@@ -287,11 +303,11 @@ fn save(domain: &mut SimSource, reason: Reason, options: &source::Options) -> Ve
 fn a_file_gives_the_domain_back() {
     let world = World::default();
     let mut domain = SimSource::new(Script::default(), &world);
-    let options = source::Options { compression: Compression::Zstd, ..source_options() };
+    let options = source::Options { compression: Compression::Zstd, ..source::Options::default() };
     let file = save(&mut domain, Reason::Save, &options);
     assert_eq!(world.runnable(), 0);
     let mut host = SimHost::new(&world);
-    let incoming = Incoming::file(&file[..], destination_options()).unwrap();
+    let incoming = Incoming::file(&file[..], destination::Options::default()).unwrap();
     assert_eq!(incoming.header().reason, Reason::Save);
     let arrival = incoming.restore(&mut host).unwrap();
     assert!(!arrival.domain.is_running());
@@ -304,7 +320,7 @@ fn a_file_gives_the_domain_back() {
 fn a_checkpoint_leaves_the_domain_running() {
     let world = World::default();
     let mut domain = SimSource::new(Script::default(), &world);
-    let file = save(&mut domain, Reason::Checkpoint, &source_options());
+    let file = save(&mut domain, Reason::Checkpoint, &source::Options::default());
     assert!(domain.is_running() && !domain.is_tracking());
     let report = verify(&file[..]).unwrap();
     assert!(report.rounds >= 2 && report.linear_tables > 0);
@@ -324,7 +340,8 @@ fn a_full_disk_leaves_the_domain_running() {
     }
     let world = World::default();
     let mut domain = SimSource::new(Script { compressible: false, ..Script::default() }, &world);
-    let saved = source::save(&mut domain, Full(1 << 20), ID, Reason::Save, &source_options(), &mut |_| {});
+    let saved =
+        source::save(&mut domain, Full(1 << 20), ID, Reason::Save, &source::Options::default(), &mut |_| {});
     let error = saved.unwrap_err();
     assert!(matches!(&error, MigrateError::Link { side: Side::Source, .. }), "{error}");
     assert!(domain.is_running());
@@ -334,12 +351,12 @@ fn a_full_disk_leaves_the_domain_running() {
 fn small_file() -> Vec<u8> {
     let world = World::default();
     let script = Script { nr_pages: 64, used_pages: 20, hot_pages: 10, ..Script::default() };
-    save(&mut SimSource::new(script, &world), Reason::Checkpoint, &source_options())
+    save(&mut SimSource::new(script, &world), Reason::Checkpoint, &source::Options::default())
 }
 
 fn restore(file: &[u8]) -> Result<(), MigrateError> {
     let world = World::default();
-    Incoming::file(file, destination_options())?.restore(&mut SimHost::new(&world)).map(drop)
+    Incoming::file(file, destination::Options::default())?.restore(&mut SimHost::new(&world)).map(drop)
 }
 
 /// Both readers refuse it, and the engine's error names the source.
@@ -402,7 +419,7 @@ proptest! {
             seed, nr_pages: 1_100, used_pages, compressible, writes_per_read, hot_pages, ..Script::default()
         };
         let mut domain = SimSource::new(script, &world);
-        let options = source::Options { workers, ..source_options() };
+        let options = source::Options { workers, ..source::Options::default() };
         let (stats, arrival) = move_it(&mut domain, &mut SimHost::new(&world), &options);
         stats.unwrap();
         domain.assert_same(&arrival.unwrap().domain);

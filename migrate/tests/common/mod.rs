@@ -12,7 +12,6 @@ use std::{
 };
 
 use fcap_migrate::{
-    Patience,
     destination::{self, Arrival, DestinationFailure, Incoming},
     handover::Claim,
     progress::MigrateStats,
@@ -190,18 +189,6 @@ impl Claim for Disk {
     }
 }
 
-pub(crate) fn patience() -> Patience {
-    Patience { stall: Duration::from_millis(150), answer: Duration::from_millis(600) }
-}
-
-pub(crate) fn source_options() -> source::Options {
-    source::Options { patience: patience(), ..source::Options::default() }
-}
-
-pub(crate) fn destination_options() -> destination::Options {
-    destination::Options { patience: patience(), ..destination::Options::default() }
-}
-
 pub(crate) type Sides = (Result<MigrateStats, SourceFailure>, Result<Arrival<SimDomain>, DestinationFailure>);
 
 /// Faults of the two directions.
@@ -228,7 +215,7 @@ pub(crate) fn migrate(
                 error,
                 state: fcap_migrate::handover::DestinationState::Dropped,
             };
-            Incoming::connection(from_source, to_source, destination_options())
+            Incoming::connection(from_source, to_source, destination::Options::default())
                 .map_err(dropped)?
                 .receive(host, disks.1)
         });
