@@ -62,6 +62,7 @@ enum Set {
     NdTargets,
     Bridges,
     Outbound,
+    Within,
     Gateways4,
     Gateways6,
     Nodes,
@@ -71,7 +72,7 @@ enum Set {
 }
 
 impl Set {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Ports,
         Self::Denied,
         Self::Ipv4Senders,
@@ -80,6 +81,7 @@ impl Set {
         Self::NdTargets,
         Self::Bridges,
         Self::Outbound,
+        Self::Within,
         Self::Gateways4,
         Self::Gateways6,
         Self::Nodes,
@@ -98,6 +100,7 @@ impl Set {
             Self::NdTargets => "nd_targets",
             Self::Bridges => "bridges",
             Self::Outbound => "outbound",
+            Self::Within => "within",
             Self::Gateways4 => "gateways4",
             Self::Gateways6 => "gateways6",
             Self::Nodes => "nodes",
@@ -170,7 +173,8 @@ pub(super) fn interface(port: &str, mac: [u8; 6], ipv4: Ipv4Addr, ipv6: [Ipv6Add
 
 /// A network: its bridge, and the gateway's addresses.
 pub(super) fn network(bridge: &str, gateways: [IpAddr; 2], outbound: bool) -> Vec<Element> {
-    let mut elements = vec![Key::device(bridge).in_set(Set::Bridges)];
+    let within = [Key::device(bridge).0, Key::device(bridge).0].concat();
+    let mut elements = vec![Key::device(bridge).in_set(Set::Bridges), Key(within).in_set(Set::Within)];
     elements.extend(outbound.then(|| Key::device(bridge).in_set(Set::Outbound)));
     elements.extend(gateways.map(|gateway| match gateway {
         IpAddr::V4(address) => Key::device(bridge).with(&address.octets()).in_set(Set::Gateways4),
@@ -381,4 +385,96 @@ fn counter(item: &Attributes<'_>) -> Option<u64> {
     }
     let packets = expression.nested(NFTA_EXPR_DATA)?.get(NFTA_COUNTER_PACKETS)?;
     Some(u64::from_be_bytes(packets.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::linux::netlink::answer;
+    use proptest::prelude::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn keys_are_laid_out_as_nft_does_it() {
+        let [ports, denied, ipv4, arp, ipv6, target, ..] = &interface(
+            "vif5.0",
+            [0x0a, 0xfc, 10, 88, 1, 2],
+            Ipv4Addr::new(10, 88, 1, 2),
+            [Ipv6Addr::LOCALHOST; 2],
+        )[..] else {
+            panic!("elements are missing")
+        };
+        let (device, mac, address) = ("766966352e3000000000000000000000", "0afc0a5801020000", "0a580102");
+        assert_eq!((hex(&ports.key), hex(&denied.key)), (device.into(), device.into()));
+        assert_eq!(hex(&ipv4.key), format!("{device}{mac}{address}"));
+        assert_eq!(hex(&arp.key), format!("{device}{mac}{mac}{address}"));
+        assert_eq!(hex(&ipv6.key), format!("{device}{mac}00000000000000000000000000000001"));
+        assert_eq!(ipv6.key, target.key);
+        let publish =
+            Publish { protocol: Protocol::Tcp, node_port: 8080, ipv4: Ipv4Addr::new(10, 88, 1, 2), port: 80 };
+        let element = published(&publish);
+        assert_eq!(
+            (hex(&element.key), hex(&element.data)),
+            ("060000001f900000".into(), "0a58010200500000".into())
+        );
+    }
+
+    #[test]
+    fn all_sets_are_in_the_rules() {
+        for set in Set::ALL {
+            let keyword = if set == Set::Published { "map" } else { "set" };
+            assert!(RULES.contains(&format!("\t{keyword} {} {{\n", set.name())), "{set:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_an_element_is_read_from_an_answer() {
+        let publish = Publish { protocol: Protocol::Udp, node_port: 1, ipv4: Ipv4Addr::LOCALHOST, port: 2 };
+        for element in interface("vif1.0", [2; 6], Ipv4Addr::LOCALHOST, [Ipv6Addr::LOCALHOST; 2])
+            .into_iter()
+            .chain([published(&publish)])
+        {
+            let message = of_element(libc::NFT_MSG_NEWSETELEM, CREATE, &element);
+            let parsed = answer(message, |reply| {
+                elements(reply.attributes(HEADER_LEN))
+                    .filter_map(|item| parse(element.set, &item))
+                    .collect::<Vec<_>>()
+            });
+            assert_eq!(parsed, [element]);
+        }
+    }
+
+    #[test]
+    fn packets_of_a_counter_are_read() {
+        let message = of_set(libc::NFT_MSG_NEWSETELEM, 0, Set::Denied).with_nested(
+            NFTA_SET_ELEM_LIST_ELEMENTS,
+            |list| {
+                list.with_nested(NFTA_LIST_ELEM, |item| {
+                    item.with_nested(NFTA_SET_ELEM_EXPRESSION, |expression| {
+                        expression.with_text(NFTA_EXPR_NAME, "counter").with_nested(NFTA_EXPR_DATA, |data| {
+                            data.with(NFTA_COUNTER_PACKETS, 7u64.to_be_bytes())
+                        })
+                    })
+                })
+            },
+        );
+        let packets =
+            answer(message, |reply| elements(reply.attributes(HEADER_LEN)).find_map(|item| counter(&item)));
+        assert_eq!(packets, Some(7));
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_hurts(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            for item in elements(Attributes::of(&bytes)) {
+                parse(Set::Published, &item);
+                counter(&item);
+            }
+            parse(Set::Ports, &Attributes::of(&bytes));
+            counter(&Attributes::of(&bytes));
+        }
+    }
 }

@@ -321,6 +321,13 @@ impl AsFd for Socket {
     }
 }
 
+/// Shows a message to `see` as if the kernel had sent it.
+#[cfg(test)]
+pub(super) fn answer<T>(message: Message, see: impl FnOnce(Reply<'_>) -> T) -> T {
+    let bytes = message.finish(1, 0);
+    see(Replies { rest: &bytes }.next().expect("a message"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

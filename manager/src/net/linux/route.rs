@@ -419,3 +419,57 @@ pub(super) fn add_tunnel_end(tunnel: Index, mac: [u8; 6], node: IpAddr) -> Messa
 pub(super) fn delete_tunnel_end(tunnel: Index, mac: [u8; 6]) -> Message {
     neighbour_message(false, AF_BRIDGE, tunnel, 0, libc::NTF_SELF).with(libc::NDA_LLADDR, mac)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::linux::netlink::answer;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_device_is_read_as_it_was_described() {
+        let local = IpAddr::from([10, 99, 0, 1]);
+        let message = add_vxlan("fcapv1", 1, local, None)
+            .with(libc::IFLA_MTU, 1450u32.to_ne_bytes())
+            .with(libc::IFLA_STATS64, (1..=24u64).flat_map(u64::to_ne_bytes).collect::<Vec<_>>());
+        let link = answer(message, Link::parse).unwrap();
+        let expected = Link {
+            index: 0,
+            name: "fcapv1".into(),
+            kind: "vxlan".into(),
+            mtu: 1450,
+            local: Some(local),
+            carrier: false,
+            packets: [1, 2],
+            bytes: [3, 4],
+        };
+        assert_eq!(link, expected);
+        // Also when it says no more than its name.
+        let link =
+            answer(link_message(libc::RTM_NEWLINK, 0, 7, 0).with_text(libc::IFLA_IFNAME, "eth0"), event);
+        assert!(matches!(link, Some(Event::Changed(Link { index: 7, local: None, .. }))), "{link:?}");
+    }
+
+    #[test]
+    fn a_neighbour_is_read_as_it_was_described() {
+        let address = IpAddr::from(Ipv6Addr::LOCALHOST);
+        let neighbour = answer(add_neighbour(3, address, [2; 6]), Neighbour::parse).unwrap();
+        let expected = Neighbour { index: 3, address: Some(address), mac: Some([2; 6]), fixed: true };
+        assert_eq!(neighbour, expected);
+    }
+
+    #[test]
+    fn changes_of_a_port_within_its_bridge_are_no_events() {
+        assert_eq!(answer(set_port(5, Port::Tunnel), event), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_hurts(kind: u16, body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            answer(Message::new(kind, 0, &body), |reply| {
+                event(reply);
+                Neighbour::parse(reply);
+            });
+        }
+    }
+}
