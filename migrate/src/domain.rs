@@ -163,7 +163,8 @@ pub struct Hints {
 
 /// Tells which pages were written.
 ///
-/// Reporting a page too much is allowed, one too little is not.
+/// Reporting a page too much is allowed, one too little is not. A page that the domain gave back,
+/// or got back, counts as written.
 pub trait DirtySource {
     /// "guest-assisted", "dirty bits" or "log-dirty".
     fn name(&self) -> &'static str;

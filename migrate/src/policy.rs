@@ -57,6 +57,11 @@ impl PrecopyStats {
         Duration::from_secs_f64(bytes / self.bytes_per_second.unwrap_or(u64::MAX).max(1) as f64)
     }
 
+    /// Whether the last round left less than half of what it found, so that one more is worth it.
+    pub fn is_gaining(&self) -> bool {
+        self.dirty_pages * 2 < self.sent_pages
+    }
+
     /// Whether the last round left about as much as it found.
     pub fn is_stuck(&self) -> bool {
         self.dirty_pages * 10 > self.sent_pages * 8
@@ -82,12 +87,15 @@ const STUCK_ROUNDS: u32 = 3;
 impl PrecopyPolicy {
     /// What to do after a round.
     pub fn decide(&self, stats: &PrecopyStats) -> Decision {
-        let fits = stats.expected_downtime() <= self.max_downtime;
-        if fits && stats.dirty_pages <= FEW_PAGES {
-            return Decision::StopAndCopy("hardly anything is left");
-        }
-        if fits {
-            return Decision::StopAndCopy("the rest fits into the downtime");
+        if stats.expected_downtime() <= self.max_downtime {
+            // As long as rounds halve what is left, they cost little and spare downtime.
+            return if stats.dirty_pages <= FEW_PAGES {
+                Decision::StopAndCopy("hardly anything is left")
+            } else if stats.is_gaining() && stats.rounds < self.max_rounds {
+                Decision::Continue
+            } else {
+                Decision::StopAndCopy("the rest fits into the downtime")
+            };
         }
         let why = if stats.rounds >= self.max_rounds {
             "the rounds are used up"
@@ -150,10 +158,18 @@ mod tests {
     #[test]
     fn a_domain_that_writes_slowly_is_stopped_within_the_downtime() {
         let policy = PrecopyPolicy::default();
-        let (rounds, decision, left) = run(&policy, 1e5, 2e3, 1e4);
-        assert!((2..10).contains(&rounds), "{rounds} rounds");
+        let (rounds, decision, left) = run(&policy, 1e5, 7e3, 1e4);
+        assert!((2..15).contains(&rounds), "{rounds} rounds");
         assert_eq!(decision, Decision::StopAndCopy("the rest fits into the downtime"));
         assert!(left / 1e4 <= policy.max_downtime.as_secs_f64());
+    }
+
+    #[test]
+    fn rounds_that_halve_what_is_left_go_on_until_hardly_anything_is() {
+        let (rounds, decision, left) = run(&PrecopyPolicy::default(), 1e5, 2e3, 1e4);
+        assert!((2..10).contains(&rounds), "{rounds} rounds");
+        assert_eq!(decision, Decision::StopAndCopy("hardly anything is left"));
+        assert!(left <= FEW_PAGES as f64 + 1.0);
     }
 
     #[test]

@@ -324,6 +324,9 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
         let void_pages = dirty - pages.dirty.count();
         pages.hints.zero.retain_all(&pages.dirty);
         pages.dirty.remove_all(&pages.hints.zero);
+        // What the domain uses or may use has memory, whatever it had before.
+        pages.absent.remove_all(&pages.hints.void);
+        pages.absent.remove_all(&pages.hints.zero);
 
         let mut zero_pages = pages.hints.zero.count();
         write_ranges(self.sender.writer(), RecordType::Zero, pages.hints.zero.ranges())?;
