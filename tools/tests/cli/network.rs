@@ -72,7 +72,7 @@ fn networks_are_made_listed_and_removed() {
     let table = server.ok(&["network", "ls"]);
     let back: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(back, ["back", "192.168.7.0/24", "no", "0"]);
-    assert!(server.ok(&["network", "ls", "-o", "wide"]).contains("fd88::1"));
+    assert!(server.ok(&["network", "ls", "-o", "wide"]).contains("fd88::/64"));
     assert_eq!(server.call(&["network", "ls", "-o", "json"]).json()[1]["subnet4"], "10.88.0.0/16");
     assert!(server.ok(&["network", "inspect", "-o", "yaml", "back"]).contains("outbound: false"));
     let some = server.call(&["network", "inspect", "none", "back"]);
