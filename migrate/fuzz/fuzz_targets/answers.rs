@@ -1,11 +1,15 @@
-//! Any bytes as what a destination answers: the source keeps its domain, or says that it does not
-//! know.
+//! Any bytes as what a destination answers, with numbers and checksums put right, and behind a good
+//! header: the source keeps its domain, or has lost it, or says that it does not know.
 #![no_main]
+
+#[path = "../repair.rs"]
+mod repair;
 
 use std::io;
 
 use fcap_migrate::{
     handover::{Claim, SourceState},
+    negotiate,
     sim::{Script, SimSource, World},
     source::{self, Options},
     wire::Reason,
@@ -32,7 +36,10 @@ fuzz_target!(|answers: &[u8]| {
     let script = Script { nr_pages: 64, used_pages: 4, hot_pages: 4, ..Script::default() };
     let mut domain = SimSource::new(script, &world);
     let options = Options { workers: 1, ..Options::default() };
-    let connection = (answers, io::sink());
+    let header = negotiate::answer(&negotiate::offer(ID, Reason::Migrate)).expect("one version").emit();
+    let mut answers = [&header, answers].concat();
+    repair::repair(&mut answers);
+    let connection = (&answers[..], io::sink());
     let moved =
         source::migrate(&mut domain, &mut NoDisk, connection, ID, Reason::Migrate, &options, &mut |_| {});
     match moved {
