@@ -34,11 +34,13 @@ pub mod end;
 use std::sync::{Arc, Mutex};
 
 use fcap_api::{End, State, Step, UpdateCapsule};
+use fcap_migrate::Cancel;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{Error, Result};
 use crate::id::CapsuleId;
 use crate::log::Log;
+use crate::migration::leave::{Leaving, Outcome};
 use crate::store::{Progress, Saved};
 use config::{Config, Port};
 use console::Console;
@@ -113,6 +115,27 @@ pub enum Command {
     Look(crate::toolstack::DomainInfo),
     /// Its domain is not there any more.
     Vanished(u32),
+    /// Give its domain away for a move, which the token ends.
+    Leave(Cancel, oneshot::Sender<Result<Leaving>>),
+    /// The move is over.
+    Left(Outcome),
+}
+
+impl Command {
+    /// Answers with an error, if somebody waits for an answer.
+    pub fn refuse(self, error: Error) {
+        match self {
+            Self::Start(reply)
+            | Self::Stop(_, reply)
+            | Self::Kill(reply)
+            | Self::Pause(reply)
+            | Self::Unpause(reply)
+            | Self::Update(_, reply)
+            | Self::Remove(_, reply) => drop(reply.send(Err(error))),
+            Self::Leave(_, reply) => drop(reply.send(Err(error))),
+            Self::Look(_) | Self::Vanished(_) | Self::Left(_) => {}
+        }
+    }
 }
 
 /// Where the answer to a command goes.

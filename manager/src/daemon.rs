@@ -27,7 +27,8 @@ use fcap_api::{
     Action, CreateCapsule, End, EndReason, Event, NetStats, Node, NodeUpdate, Pruned, RestartPolicy, State,
     Stats,
 };
-use tokio::sync::Notify;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot};
 
 use crate::capsule::config::{self, Config};
 use crate::capsule::console::Console;
@@ -40,12 +41,15 @@ use crate::events::Events;
 use crate::id::CapsuleId;
 use crate::images::Images;
 use crate::log::{Cursor, Log};
+use crate::migration::journal::{Attempt, Out};
+use crate::migration::leave::settle;
+use crate::migration::{Migrations, arrive};
 use crate::net::Fabric;
 use crate::net::networks::Networks;
 use crate::net::overlay::{self, Links};
 use crate::node::Identity;
 use crate::store::{Loaded, Saved, SavedEnd, Store};
-use crate::toolstack::{self, DomainInfo, EventSink, Toolstack};
+use crate::toolstack::{self, DomainInfo, EventSink, Shutdown, Toolstack};
 
 /// Where the toolstack's events go. Exists before the toolstack does.
 #[derive(Default)]
@@ -107,6 +111,9 @@ pub struct Daemon {
     pub signals: Arc<Signals>,
     /// Who this node is.
     pub identity: Identity,
+    /// Capsules that come and go.
+    pub migrations: Arc<Migrations>,
+    runtime: Handle,
     options: Options,
     table: Mutex<Table>,
     pool: Mutex<u32>,
@@ -142,7 +149,10 @@ impl Daemon {
     ) -> anyhow::Result<Arc<Self>> {
         let images = Images::open_dir(store.images_dir(), options.image_bytes, toolstack.clone())?;
         let networks = Networks::load(fabric, &store).context("failed to read the node's networks")?;
+        let migrations = Migrations::open(&store).context("failed to read what is known of moves")?;
         let daemon = Arc::new(Self {
+            migrations: Arc::new(migrations),
+            runtime: Handle::current(),
             toolstack,
             networks,
             links: Links::default(),
@@ -169,6 +179,10 @@ impl Daemon {
     }
 
     async fn recover(self: &Arc<Self>) -> anyhow::Result<()> {
+        let found = self.migrations.journal.load().context("failed to read what is known of moves")?;
+        arrive::recover(self, &found)?;
+        let mut handed_over: HashMap<CapsuleId, (Attempt, Out)> =
+            found.out.into_iter().map(|(attempt, out)| (out.capsule, (attempt, out))).collect();
         let saved = self.store.load()?;
         let mut domains: HashMap<[u8; 16], Vec<DomainInfo>> = HashMap::new();
         for domain in self.toolstack.domains()? {
@@ -176,10 +190,23 @@ impl Daemon {
         }
         for loaded in saved {
             let id = loaded.saved.config.id;
-            let domains = domains.remove(&id.0).unwrap_or_default();
+            let mut domains = domains.remove(&id.0).unwrap_or_default();
+            if let Some((attempt, out)) = handed_over.remove(&id) {
+                let suspended = |info: &DomainInfo| info.shutdown == Some(Shutdown::Suspend) && !info.dying;
+                let copy = domains.iter().position(suspended).map(|at| domains.swap_remove(at));
+                if copy.is_some() || domains.is_empty() {
+                    self.recover_leaving(loaded, copy, attempt, out).await?;
+                    continue;
+                }
+                // It goes on because its claim could not be written: nobody else was told to run it.
+                self.migrations.journal.remove(&attempt, "out")?;
+            }
             if let Err(error) = self.recover_one(loaded, domains).await {
                 tracing::error!(capsule = %id, %error, "a capsule cannot be taken back");
             }
+        }
+        for (attempt, out) in handed_over.into_values() {
+            tokio::spawn(settle(self.clone(), attempt, out, None));
         }
         let this = self.clone();
         blocking(move || {
@@ -190,6 +217,33 @@ impl Daemon {
             this.networks.retain(running);
         })
         .await?;
+        Ok(())
+    }
+
+    /// Takes up a capsule that was handed over to another node. Without a copy of it, it is not
+    /// known here any more, but that it is not elsewhere either must still be heard.
+    async fn recover_leaving(
+        self: &Arc<Self>,
+        loaded: Loaded,
+        copy: Option<DomainInfo>,
+        attempt: Attempt,
+        out: Out,
+    ) -> anyhow::Result<()> {
+        let Some(info) = copy else {
+            tokio::spawn(settle(self.clone(), attempt, out, None));
+            return Ok(());
+        };
+        let Loaded { saved: Saved { config, progress }, log, .. } = loaded;
+        let toolstack = self.toolstack.clone();
+        let domain = blocking(move || toolstack.adopt(info.domid)).await??;
+        self.networks.enter(&config);
+        let log = Log::open(self.store.log_base(config.id), log, self.options.log_bytes)?;
+        let (capsule, commands) = Capsule::new(config, progress, None, log);
+        self.enter(&capsule);
+        let (sender, leaving) = oneshot::channel();
+        let driver = Driver::new(self.clone(), capsule, Begin::Leaving(domain, sender)).await;
+        tokio::spawn(driver.drive(commands));
+        tokio::spawn(settle(self.clone(), attempt, out, leaving.await.ok()));
         Ok(())
     }
 
@@ -242,11 +296,7 @@ impl Daemon {
         }
         let log = Log::open(self.store.log_base(config.id), log, self.options.log_bytes)?;
         let (capsule, commands) = Capsule::new(config, progress, end, log);
-        {
-            let mut table = self.table.lock().unwrap();
-            table.names.insert(capsule.name(), capsule.id);
-            table.capsules.insert(capsule.id, capsule.clone());
-        }
+        self.enter(&capsule);
         let driver = Driver::new(self.clone(), capsule, begin).await;
         tokio::spawn(driver.drive(commands));
         Ok(())
@@ -367,6 +417,55 @@ impl Daemon {
             return Err(error);
         }
         Ok((capsule, cursor))
+    }
+
+    /// Puts a capsule into the table.
+    pub fn enter(&self, capsule: &Arc<Capsule>) {
+        let mut table = self.table.lock().unwrap();
+        table.names.insert(capsule.name(), capsule.id);
+        table.capsules.insert(capsule.id, capsule.clone());
+    }
+
+    /// Takes a capsule from the table that is elsewhere now.
+    pub fn leave(&self, capsule: &Capsule) {
+        let mut table = self.table.lock().unwrap();
+        table.capsules.remove(&capsule.id);
+        table.names.retain(|_, id| *id != capsule.id);
+    }
+
+    /// Has the domains looked at, for what may have happened to them.
+    pub fn look_at_domains(&self) {
+        self.signals.domains.notify_one();
+    }
+
+    /// Where asynchronous work is done, for threads that are not.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Bytes of each capsule's log.
+    pub fn log_bytes(&self) -> u64 {
+        self.options.log_bytes
+    }
+
+    /// Reserves the name of a capsule that comes from elsewhere.
+    ///
+    /// # Errors
+    /// When it cannot be a name, or is taken on this node.
+    pub fn claim_name(&self, name: &str, id: CapsuleId) -> Result<()> {
+        crate::names::check(name).map_err(Error::BadRequest)?;
+        let mut table = self.table.lock().unwrap();
+        check_free(&table, name)?;
+        table.names.insert(name.to_owned(), id);
+        Ok(())
+    }
+
+    /// Gives the name free of a capsule that did not come.
+    pub fn release_claimed_name(&self, name: &str, id: CapsuleId) {
+        let mut table = self.table.lock().unwrap();
+        if table.names.get(name) == Some(&id) {
+            table.names.remove(name);
+        }
     }
 
     /// Takes a removed capsule from the table, and its addresses back.

@@ -7,6 +7,7 @@
 mod capsules;
 mod extract;
 mod images;
+mod migration;
 mod networks;
 mod node;
 mod server;
@@ -118,6 +119,12 @@ fn routes() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(capsules::pause))
         .routes(routes!(capsules::unpause))
         .routes(routes!(capsules::wait))
+        .routes(routes!(migration::identity))
+        .routes(routes!(migration::invite))
+        .routes(routes!(migration::migrate))
+        .routes(routes!(migration::save))
+        .routes(routes!(migration::saved))
+        .routes(routes!(migration::restore))
         .routes(routes!(streams::run))
         .routes(routes!(streams::logs))
         .routes(routes!(streams::attach))

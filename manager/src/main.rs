@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use fcap_api::migrate::MIGRATION_PORT;
 use fcap_manager::daemon::{Daemon, Options, Signals};
 use fcap_manager::http;
 use fcap_manager::log::MIN_BYTES;
+use fcap_manager::migration::listen;
 use fcap_manager::net::{self, Fabric};
 use fcap_manager::node::Identity;
 use fcap_manager::store::{Store, is_in_memory};
@@ -30,6 +32,9 @@ struct Args {
     /// Address to serve the API on; needs a token
     #[arg(long, value_name = "ADDRESS:PORT", requires = "token_file")]
     listen: Option<SocketAddr>,
+    /// Address to take capsules in on that come from other nodes [default: 0.0.0.0:7071, none when simulating]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    migrate_listen: Option<SocketAddr>,
     /// Unix socket to serve the API on
     #[arg(long, value_name = "PATH", default_value = fcap_api::DEFAULT_SOCKET)]
     socket: PathBuf,
@@ -87,6 +92,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let daemon = Daemon::start(toolstack, fabric, signals, store, identity, options).await?;
     if !args.simulate {
         tokio::spawn(net::dns::server::serve(daemon.clone()));
+    }
+    let default = (!args.simulate).then_some(SocketAddr::from(([0, 0, 0, 0], MIGRATION_PORT)));
+    if let Some(address) = args.migrate_listen.or(default) {
+        let listener = std::net::TcpListener::bind(address)
+            .with_context(|| format!("failed to listen for other nodes on {address}"))?;
+        listen::serve(daemon.clone(), listener)?;
     }
     let (open, guarded) = http::routers(daemon);
     let tcp = async {

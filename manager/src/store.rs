@@ -123,6 +123,11 @@ impl Store {
         self.root.join("images")
     }
 
+    /// Where what is known of moves is.
+    pub fn migrations_dir(&self) -> PathBuf {
+        self.root.join("migrations")
+    }
+
     /// Where the files of a capsule's log are, but for the extension.
     pub fn log_base(&self, id: CapsuleId) -> PathBuf {
         self.path(id, "log")

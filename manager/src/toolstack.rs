@@ -14,6 +14,8 @@ pub mod xen;
 use std::sync::Arc;
 
 use fcap_api::ImageKind;
+use fcap_migrate::domain::{Description, DestinationDomain, DomainResult, SourceDomain};
+use xen_proto::{boot, suspend};
 
 /// Identity of a capsule; also the domain's handle in the hypervisor.
 pub type Uuid = [u8; 16];
@@ -191,6 +193,67 @@ pub enum Event {
     Domains,
 }
 
+/// Who tells which pages a moving domain writes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tracking {
+    /// The best that there is for it.
+    #[default]
+    Best,
+    /// The library OS, which looks at its own page tables.
+    Guest,
+    /// We, looking at its page tables.
+    DirtyBits,
+    /// The hypervisor.
+    LogDirty,
+}
+
+/// Pages of a domain that the toolstack shares with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Places {
+    /// The console page.
+    pub console: u64,
+    /// The xenstore ring.
+    pub store: u64,
+}
+
+/// A domain that is about to leave. Dropping it changes nothing about the domain.
+pub trait Outgoing: SourceDomain + Send {
+    /// Which pages the destination must know beforehand.
+    fn places(&self) -> DomainResult<Places>;
+}
+
+/// What the manager knows of a domain that comes from elsewhere.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// Its handle once it is complete.
+    pub uuid: Uuid,
+    /// Its name, for people who look with other tools.
+    pub name: String,
+    /// Whether it is one of ours.
+    pub is_capsule: bool,
+    /// As its source said.
+    pub places: Places,
+    /// Cap in percent of one processor, 0 for none.
+    pub cpu_cap: u16,
+    /// Scheduler weight.
+    pub weight: u16,
+    /// Its network interfaces, by their handles.
+    pub vifs: Vec<Vif>,
+    /// Why it was suspended.
+    pub reason: suspend::Reason,
+    /// For a second copy: its own name and interfaces.
+    pub identity: Option<(String, Vec<boot::Net>)>,
+}
+
+/// A domain that comes from elsewhere, in the making. Dropping it removes it, unless it was let
+/// run.
+pub trait Incoming: DestinationDomain + Send {
+    /// The hypervisor's number for it.
+    fn domid(&self) -> u32;
+    /// The domain, once it is complete.
+    fn domain(&self) -> DomainResult<Arc<dyn Domain>>;
+}
+
 /// Receives events; called from threads of the toolstack, must not block for long.
 pub type EventSink = Arc<dyn Fn(Event) + Send + Sync>;
 
@@ -215,8 +278,16 @@ pub trait Toolstack: Send + Sync {
     /// down. Fails for one that is only half built, because its maker was killed.
     fn adopt(&self, domid: u32) -> Result<Arc<dyn Domain>>;
 
+    /// Lets a complete domain run that came from elsewhere and that an earlier daemon was about
+    /// to let run.
+    fn activate(&self, domid: u32) -> Result<()>;
+
     /// Removes every trace of a domain that cannot be adopted. Does nothing if it is gone.
     fn destroy(&self, domid: u32) -> Result<()>;
+
+    /// Makes room for a domain that comes from elsewhere. On failure nothing is left behind; nor
+    /// after the death of this daemon, once the next one has looked, until it is complete.
+    fn incoming(&self, arrival: Arrival, description: &Description) -> DomainResult<Box<dyn Incoming>>;
 
     /// Holds `size` domains ready for each of the specs most recently created (as many as the
     /// implementation finds sensible); 0 destroys them.
@@ -260,4 +331,8 @@ pub trait Domain: Send + Sync {
     fn close_input(&self) -> Result<()>;
     /// Why it ended, by its own word, once it has.
     fn epitaph(&self) -> Option<Epitaph>;
+    /// The domain as one that can leave.
+    fn outgoing(&self, tracking: Tracking) -> DomainResult<Box<dyn Outgoing>>;
+    /// Lets it go on after it has suspended itself. Does nothing if it has not.
+    fn resume(&self) -> Result<()>;
 }

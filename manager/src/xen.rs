@@ -10,11 +10,19 @@
 //! | [`console`] | the console page of a running domain, whose content is hostile |
 //! | [`vif`] | network interfaces in xenstore |
 //! | [`events`] | waits for event channels and for domains that end |
+//! | [`m2p`], [`p2m`] | which page of which domain a machine frame is, and the other way round |
+//! | [`context`], [`shared_info`] | state of vCPUs on its way to another machine |
+//! | [`dirty`] | three ways to know which pages a running domain has written to |
 
 pub mod builder;
 pub mod console;
+pub mod context;
+pub mod dirty;
 pub mod events;
 pub mod layout;
+pub mod m2p;
+pub mod p2m;
+pub mod shared_info;
 pub mod sys;
 pub mod vif;
 pub mod xenstore;

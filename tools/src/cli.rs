@@ -3,6 +3,8 @@
 mod attach;
 mod build;
 mod capsules;
+mod checkpoint;
+mod clone;
 mod cloud;
 mod completion;
 mod create;
@@ -10,6 +12,7 @@ mod events;
 mod image;
 mod inspect;
 mod logs;
+mod migrate;
 mod network;
 mod new;
 mod port;
@@ -17,15 +20,18 @@ mod prune;
 mod ps;
 mod rename;
 mod restart;
+mod restore;
 mod rm;
 mod run;
 mod sample;
+mod save;
 mod session;
 mod simple;
 mod spec;
 mod start;
 mod stats;
 mod stop;
+mod stream;
 mod top;
 mod update;
 mod version;
@@ -77,6 +83,12 @@ enum Verb {
     Events(events::Args),
     Update(update::Args),
     Rename(rename::Args),
+    Migrate(migrate::Args),
+    Save(save::Args),
+    Restore(restore::Args),
+    Checkpoint(checkpoint::Args),
+    Clone(clone::Args),
+    Stream(stream::Args),
     Prune(prune::Args),
     Image(image::Args),
     #[command(hide = true)]
@@ -93,10 +105,11 @@ enum Verb {
 }
 
 /// How the verbs are shown in `fcap --help`.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     ("Run", &["run", "create", "start", "restart", "stop", "kill", "pause", "unpause", "rm", "prune"]),
     ("Look", &["ps", "logs", "attach", "wait", "inspect", "port", "stats", "top", "events"]),
     ("Change", &["update", "rename", "network"]),
+    ("Move", &["migrate", "save", "restore", "checkpoint", "clone", "stream"]),
     ("Make applications", &["new", "build", "image"]),
     ("Clouds and this program", &["cloud", "version", "completion"]),
 ];
@@ -169,6 +182,12 @@ impl Verb {
             Self::Events(args) => args.call(globals).await,
             Self::Update(args) => args.call(globals).await,
             Self::Rename(args) => args.call(globals).await,
+            Self::Migrate(args) => args.call(globals).await,
+            Self::Save(args) => args.call(globals).await,
+            Self::Restore(args) => args.call(globals).await,
+            Self::Checkpoint(args) => args.call(globals).await,
+            Self::Clone(args) => args.call(globals).await,
+            Self::Stream(args) => args.call(),
             Self::Prune(args) => args.call(globals).await,
             Self::Image(args) => args.call(globals).await,
             Self::Images(args) => args.call(globals).await,

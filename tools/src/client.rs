@@ -1,5 +1,9 @@
 //! One server of the REST API, as a set of async calls.
 
+mod migrate;
+
+pub use migrate::{Moving, Saving};
+
 use fcap_api::stream::{Decoder, Frame, FrameError};
 use fcap_api::{
     Capsule, CreateCapsule, CreateNetwork, End, ErrorBody, ErrorCode, Event, Image, Network, Node, Pruned,

@@ -268,6 +268,8 @@ pub enum Request<'a> {
     },
     /// Whether xenstored knows the domain: "T" or "F".
     IsDomainIntroduced(DomId),
+    /// Has xenstored watch out again for the end of a domain that goes on after it had shut down.
+    Resume(DomId),
     /// Ends all watches of the asker.
     ResetWatches,
 }
@@ -311,6 +313,7 @@ impl Request<'_> {
             Self::Rm(_) => Op::Rm,
             Self::SetPerms { .. } => Op::SetPerms,
             Self::IsDomainIntroduced(_) => Op::IsDomainIntroduced,
+            Self::Resume(_) => Op::Resume,
             Self::ResetWatches => Op::ResetWatches,
         }
     }
@@ -347,9 +350,10 @@ impl Request<'_> {
                 payload.number(mfn)?;
                 payload.number(port.into())
             }
-            Self::Release(domid) | Self::GetDomainPath(domid) | Self::IsDomainIntroduced(domid) => {
-                payload.number(domid.0.into())
-            }
+            Self::Release(domid)
+            | Self::GetDomainPath(domid)
+            | Self::IsDomainIntroduced(domid)
+            | Self::Resume(domid) => payload.number(domid.0.into()),
             Self::Write { path, value } => {
                 payload.string(path)?;
                 payload.push(value)

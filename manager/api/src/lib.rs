@@ -47,6 +47,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+pub mod migrate;
 mod network;
 pub mod stream;
 
@@ -496,6 +497,10 @@ pub enum Action {
     Rename,
     Update,
     Remove,
+    /// It has moved to another node.
+    Leave,
+    /// It has come from another node, or out of an image.
+    Arrive,
 }
 
 /// What [`POST /v1/prune`](crate) removed.

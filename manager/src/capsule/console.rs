@@ -37,6 +37,8 @@ struct Inner {
     input: VecDeque<Input>,
     /// No more input is taken from clients.
     closed: bool,
+    /// The domain is on its way elsewhere: what is in the rings goes with it.
+    held: bool,
     /// The run is over.
     finished: bool,
     /// A task is going to pump.
@@ -74,7 +76,14 @@ impl Console {
         if skip == 0 {
             log.set_ring(position);
         }
-        let inner = Inner { skip, input: VecDeque::new(), closed: !stdin, finished: false, scheduled: false };
+        let inner = Inner {
+            skip,
+            input: VecDeque::new(),
+            closed: !stdin,
+            held: false,
+            finished: false,
+            scheduled: false,
+        };
         Ok(Arc::new(Self {
             domain,
             log,
@@ -98,10 +107,21 @@ impl Console {
     /// Moves what can be moved in both directions.
     pub fn pump(self: &Arc<Self>) {
         let mut inner = self.inner.lock().unwrap();
-        if !inner.finished {
+        if !inner.finished && !inner.held {
             self.pump_input(&mut inner);
             self.pump_output(inner);
         }
+    }
+
+    /// Moves nothing from now on.
+    pub fn hold(&self) {
+        self.inner.lock().unwrap().held = true;
+    }
+
+    /// Moves again what can be moved.
+    pub fn release(self: &Arc<Self>) {
+        self.inner.lock().unwrap().held = false;
+        self.pump();
     }
 
     fn pump_output(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>) {
@@ -149,6 +169,9 @@ impl Console {
     }
 
     fn pump_input(&self, inner: &mut Inner) {
+        if inner.held {
+            return;
+        }
         while let Some(front) = inner.input.front_mut() {
             let moved = match front {
                 Input::Close => self.domain.close_input(),

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fcap_api::{Action, End, EndReason, ImageKind, State, Step, UpdateCapsule};
-use tokio::sync::mpsc;
+use fcap_migrate::Cancel;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use xen_proto::boot;
 
@@ -20,8 +21,9 @@ use crate::clock::{now_ms, now_ns};
 use crate::daemon::{Daemon, blocking};
 use crate::error::{Error, Result};
 use crate::id::CapsuleId;
+use crate::migration::leave::{Leaving, Outcome};
 use crate::store::{Progress, SavedEnd};
-use crate::toolstack::{Domain, DomainInfo, DomainSpec, Vif};
+use crate::toolstack::{Domain, DomainInfo, DomainSpec, Shutdown, Vif};
 
 /// How long a capsule whose stop was asked for by a daemon that was killed has from then on.
 const RESUMED_STOP: Duration = Duration::from_secs(10);
@@ -37,6 +39,8 @@ pub enum Begin {
     Idle,
     /// It runs already, in this domain.
     Running(Arc<dyn Domain>, DomainInfo),
+    /// It was handed over to another node, which is still to be asked what became of it.
+    Leaving(Arc<dyn Domain>, oneshot::Sender<Leaving>),
     /// It has ended, and what follows from that is still to be done.
     Ended,
 }
@@ -51,7 +55,16 @@ pub struct Driver {
     due: Option<(Instant, Due)>,
     /// Those who wait for the end that they asked for.
     stopping: Vec<Reply>,
+    /// Its domain is given away for a move.
+    moving: Option<Moving>,
     gone: bool,
+}
+
+/// A move of which the end is awaited.
+struct Moving {
+    cancel: Cancel,
+    /// What is to be done with the capsule if it stays.
+    afterwards: Vec<Command>,
 }
 
 #[derive(Clone, Copy)]
@@ -72,11 +85,13 @@ impl Driver {
             started: Instant::now(),
             due: None,
             stopping: Vec::new(),
+            moving: None,
             gone: false,
         };
         match begin {
             Begin::Idle => {}
             Begin::Running(domain, info) => driver.resume(domain, info).await,
+            Begin::Leaving(domain, leaving) => driver.resume_leaving(domain, leaving),
             Begin::Ended => driver.after_end(),
         }
         driver
@@ -102,6 +117,22 @@ impl Driver {
     }
 
     async fn handle(&mut self, command: Command) {
+        let command = match &mut self.moving {
+            None => command,
+            Some(moving) => match command {
+                Command::Left(_) => command,
+                // Looked at again when the move is over.
+                Command::Look(_) | Command::Vanished(_) => return,
+                Command::Stop(..) | Command::Kill(_) | Command::Remove(true, _) => {
+                    moving.cancel.cancel();
+                    return moving.afterwards.push(command);
+                }
+                _ => {
+                    let name = self.capsule.name();
+                    return command.refuse(Error::WrongState(format!("capsule {name} is moving")));
+                }
+            },
+        };
         match command {
             Command::Start(reply) => {
                 let result = self.start(false).await;
@@ -126,6 +157,13 @@ impl Driver {
                 let result = self.remove(force).await;
                 let _ = reply.send(result);
             }
+            Command::Leave(cancel, reply) => {
+                let leaving = self.leave(cancel);
+                if let Err(Ok(_)) = reply.send(leaving) {
+                    self.left(Outcome::Kept);
+                }
+            }
+            Command::Left(outcome) => self.left(outcome),
             Command::Look(info) => self.look(&info).await,
             Command::Vanished(domid) => {
                 if self.domain.as_ref().is_some_and(|domain| domain.domid() == domid) {
@@ -342,7 +380,13 @@ impl Driver {
         self.capsule.phase.send_replace(Phase::Alive);
         self.domain = Some(domain.clone());
         self.resume_network(domain.domid()).await;
-        if info.shutdown.is_some() || info.dying {
+        if info.shutdown == Some(Shutdown::Suspend) && !info.dying {
+            // Its daemon was killed while it was being saved or moved, and nobody else has it.
+            let suspended = domain.clone();
+            if let Err(error) = blocking(move || suspended.resume()).await.unwrap_or(Ok(())) {
+                tracing::error!(capsule = %self.capsule.id, %error, "a suspended capsule does not go on");
+            }
+        } else if info.shutdown.is_some() || info.dying {
             return self.look(&info).await;
         }
         if info.paused && !progress.paused {
@@ -450,6 +494,94 @@ impl Driver {
 
     fn domain(&self) -> Result<&Arc<dyn Domain>> {
         self.domain.as_ref().ok_or(crate::toolstack::Error::Gone.into())
+    }
+
+    /// Gives the domain away for a move.
+    fn leave(&mut self, cancel: Cancel) -> Result<Leaving> {
+        let (name, state, run) =
+            self.capsule.look(|record| (record.config.name.clone(), record.state, record.run.clone()));
+        let (State::Running, Some(run)) = (state, run) else {
+            return Err(Error::WrongState(format!("capsule {name} is not running, so it cannot move")));
+        };
+        let domain = self.domain()?.clone();
+        self.moving = Some(Moving { cancel, afterwards: Vec::new() });
+        let saved = self.capsule.look(|record| record.saved());
+        Ok(Leaving { domain, console: run.console, saved })
+    }
+
+    /// The move is over.
+    fn left(&mut self, outcome: Outcome) {
+        let Some(moving) = self.moving.take() else { return };
+        match outcome {
+            Outcome::Kept => {
+                moving.afterwards.into_iter().for_each(|command| self.capsule.tell(command));
+                // For what happened to it meanwhile.
+                self.daemon.look_at_domains();
+            }
+            Outcome::Moved(node) => {
+                self.give_up(Some(&node));
+                let error = || Error::WrongState(format!("the capsule has moved to node {node} meanwhile"));
+                moving.afterwards.into_iter().for_each(|command| command.refuse(error()));
+            }
+            Outcome::Saved => {
+                if let Some(domain) = self.domain.clone()
+                    && let Err(error) = domain.destroy()
+                {
+                    tracing::error!(capsule = %self.capsule.id, %error, "the domain of a saved capsule is left behind");
+                }
+                self.give_up(None);
+                let error = || Error::WrongState("the capsule was saved meanwhile".into());
+                moving.afterwards.into_iter().for_each(|command| command.refuse(error()));
+            }
+        }
+    }
+
+    /// Forgets a capsule that is elsewhere now: on a node, or in an image.
+    fn give_up(&mut self, node: Option<&str>) {
+        if let Some(domain) = self.domain.take() {
+            self.disconnect(domain.domid());
+        }
+        let config = self.capsule.look(|record| record.config.clone());
+        match node {
+            Some(node) => self.daemon.networks.depart(&self.daemon.store, &config, node),
+            None => {
+                self.daemon.networks.unpublish(config.id);
+                self.daemon.networks.detach(&config);
+                self.daemon.networks.forget(&config);
+            }
+        }
+        if let Err(error) = self.daemon.store.remove(self.capsule.id) {
+            tracing::error!(capsule = %self.capsule.id, error = ?error.body().message, "its files are left behind");
+        }
+        if let Err(error) = self.capsule.log.remove() {
+            tracing::warn!(capsule = %self.capsule.id, %error, "the log of a capsule that left stays behind");
+        }
+        self.daemon.leave(&self.capsule);
+        self.event(if node.is_some() { Action::Leave } else { Action::Remove }, None);
+        self.gone = true;
+        self.capsule.phase.send_replace(Phase::Gone(None));
+    }
+
+    /// Takes up a move that an earlier daemon has not seen the end of.
+    fn resume_leaving(&mut self, domain: Arc<dyn Domain>, reply: oneshot::Sender<Leaving>) {
+        let stdin = self.capsule.look(|record| record.config.stdin);
+        let console = match self.connect(&domain, stdin) {
+            Ok(console) => console,
+            Err(error) => {
+                tracing::error!(capsule = %self.capsule.id, ?error, "a capsule that moves cannot be taken back");
+                return;
+            }
+        };
+        console.hold();
+        self.capsule.change(|record| {
+            record.state = State::Running;
+            record.run = Some(Run { domid: domain.domid(), console: console.clone() });
+        });
+        self.capsule.phase.send_replace(Phase::Alive);
+        self.domain = Some(domain.clone());
+        self.moving = Some(Moving { cancel: Cancel::default(), afterwards: Vec::new() });
+        let saved = self.capsule.look(|record| record.saved());
+        let _ = reply.send(Leaving { domain, console, saved });
     }
 
     async fn update(&self, update: UpdateCapsule) -> Result<()> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use fcap_api::{
     CreateCapsule, DEFAULT_NETWORK, EndReason, Protocol, PublishPort, RestartPolicy, State, UpdateCapsule,
 };
+use fcap_migrate::domain::{Description, DomainResult};
 use futures_util::{FutureExt, stream};
 use sha2::{Digest, Sha256};
 
@@ -17,7 +18,10 @@ use crate::log::Item;
 use crate::net::sim::Sim;
 use crate::net::{self, Attachment, Counters, Network, Overlay, Publish, Remote, Wanted};
 use crate::toolstack::sim::World;
-use crate::toolstack::{Domain, DomainSpec, Epitaph, Host, Image, Result as ToolstackResult, Uuid};
+use crate::toolstack::{
+    Arrival, Domain, DomainSpec, Epitaph, Host, Image, Incoming, Outgoing, Result as ToolstackResult,
+    Tracking, Uuid,
+};
 
 /// A step at which the daemon can be stopped: once its time has come, neither it nor any
 /// later one is done.
@@ -96,10 +100,17 @@ impl<T: Toolstack> Toolstack for Fragile<T> {
         }
         Ok(Arc::new(self.wrap(self.inner.adopt(domid)?)))
     }
+    fn activate(&self, domid: u32) -> ToolstackResult<()> {
+        self.failpoint.hit();
+        self.inner.activate(domid)
+    }
     fn destroy(&self, domid: u32) -> ToolstackResult<()> {
         self.failpoint.hit();
         self.shared.half_built.lock().unwrap().clear();
         self.inner.destroy(domid)
+    }
+    fn incoming(&self, arrival: Arrival, description: &Description) -> DomainResult<Box<dyn Incoming>> {
+        self.inner.incoming(arrival, description)
     }
     fn set_pool(&self, size: u32) -> ToolstackResult<()> {
         self.inner.set_pool(size)
@@ -135,6 +146,12 @@ impl Domain for Fragile<Arc<dyn Domain>> {
     fn rename(&self, name: &str) -> ToolstackResult<()> {
         self.failpoint.hit();
         self.inner.rename(name)
+    }
+    fn outgoing(&self, tracking: Tracking) -> DomainResult<Box<dyn Outgoing>> {
+        self.inner.outgoing(tracking)
+    }
+    fn resume(&self) -> ToolstackResult<()> {
+        self.inner.resume()
     }
     fn destroy(&self) -> ToolstackResult<()> {
         self.failpoint.hit();

@@ -23,19 +23,23 @@
 //! and output go through rings as short as the real ones. A [`World`] outlives its
 //! toolstacks, as a real hypervisor outlives daemons.
 
+mod moving;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use fcap_api::ImageKind;
+use fcap_migrate::domain::{Description, DomainResult};
 use xen_proto::boot::{Kind, Net, Records};
 use xen_proto::console::{EndKind, IN_LEN, OUT_LEN};
 
 use super::{
-    Domain, DomainInfo, DomainSpec, Epitaph, Error, Event, EventSink, Host, Image, Result, Shutdown,
-    Toolstack, Uuid,
+    Arrival, Domain, DomainInfo, DomainSpec, Epitaph, Error, Event, EventSink, Host, Image, Incoming,
+    Outgoing, Result, Shutdown, Toolstack, Tracking, Uuid,
 };
+use moving::{SPARE, SimIncoming, SimSource};
 
 /// Least memory of every simulated image.
 const MIN_MEMORY_KIB: u64 = 512;
@@ -189,7 +193,11 @@ impl World {
 
     /// A toolstack for this machine. Events go to it from now on, no more to an earlier one.
     pub fn toolstack(self: &Arc<Self>, sink: EventSink) -> Sim {
-        self.state.lock().unwrap().sink = Some(sink);
+        let mut state = self.state.lock().unwrap();
+        state.sink = Some(sink);
+        // Half a domain that an earlier daemon left.
+        state.domains.retain(|_, guest| guest.spec.uuid != SPARE);
+        drop(state);
         Sim { world: self.clone() }
     }
 
@@ -489,7 +497,8 @@ impl Toolstack for Sim {
 
     fn domains(&self) -> Result<Vec<DomainInfo>> {
         let state = self.world.state.lock().unwrap();
-        Ok(state.domains.iter().map(|(domid, guest)| guest.info(*domid)).collect())
+        let complete = state.domains.iter().filter(|(_, guest)| guest.spec.uuid != SPARE);
+        Ok(complete.map(|(domid, guest)| guest.info(*domid)).collect())
     }
 
     fn adopt(&self, domid: u32) -> Result<Arc<dyn Domain>> {
@@ -498,9 +507,17 @@ impl Toolstack for Sim {
         Ok(Arc::new(SimDomain { world: self.world.clone(), domid, uuid, steps: Vec::new() }))
     }
 
+    fn activate(&self, domid: u32) -> Result<()> {
+        self.adopt(domid)?.unpause()
+    }
+
     fn destroy(&self, domid: u32) -> Result<()> {
         self.world.destroy(domid);
         Ok(())
+    }
+
+    fn incoming(&self, arrival: Arrival, description: &Description) -> DomainResult<Box<dyn Incoming>> {
+        Ok(Box::new(SimIncoming::create(&self.world, arrival, description)?))
     }
 
     fn set_pool(&self, _size: u32) -> Result<()> {
@@ -613,5 +630,18 @@ impl Domain for SimDomain {
     fn epitaph(&self) -> Option<Epitaph> {
         let state = self.world.state.lock().unwrap();
         state.domains.get(&self.domid).and_then(|guest| guest.epitaph.clone())
+    }
+
+    fn outgoing(&self, _tracking: Tracking) -> DomainResult<Box<dyn Outgoing>> {
+        Ok(Box::new(SimSource::new(self)))
+    }
+
+    fn resume(&self) -> Result<()> {
+        self.with(|guest| {
+            if guest.shutdown == Some(Shutdown::Suspend) {
+                guest.shutdown = None;
+            }
+            Ok(())
+        })
     }
 }

@@ -11,8 +11,11 @@
 //! entries are the toolstack's, and sees by its flags whether xenstored knows it. A domain that
 //! has never run is half built.
 
+mod destination;
 mod pool;
 mod registrar;
+mod source;
+mod track;
 
 use std::{
     any::Any,
@@ -22,28 +25,34 @@ use std::{
 };
 
 use fcap_api::ImageKind;
+use fcap_migrate::domain::{Description, DomainResult};
 use xen_proto::{
-    console::{HOST_EOF, HOST_NO_STORE, HOST_STDIN},
+    DomId,
+    console::{HOST_EOF, HOST_NO_STORE, HOST_STDIN, HOST_SUSPEND},
     xenstore::Request,
 };
 
 use super::{
-    Domain, DomainInfo, DomainSpec, Epitaph, Error, Event, EventSink, Host, Image, Result, Shutdown,
-    Toolstack, Uuid, Vif,
+    Arrival, Domain, DomainInfo, DomainSpec, Epitaph, Error, Event, EventSink, Host, Image, Incoming,
+    Outgoing, Result, Shutdown, Toolstack, Tracking, Uuid, Vif,
 };
 use crate::{
     image,
     xen::{
         builder::{self, Built, CONSOLE_PORT, Plan, Registration, Steps, failed, kib, store_failed},
         console::Console,
+        context::Context,
         events::{Events, Port},
         layout::Layout,
+        m2p::M2p,
         sys::{self, DOM0, Mapping},
         vif, xenstore,
     },
 };
+use destination::XenIncoming;
 use pool::Pool;
 use registrar::Registrar;
+use source::XenSource;
 
 /// Handle of domains that belong to nobody yet: those in the pool, and one to try things with.
 /// A daemon that finds some at its start removes them.
@@ -73,6 +82,29 @@ struct Shared {
     version: String,
     /// Whether the hypervisor can track dirty pages; found out when first asked.
     log_dirty: OnceLock<bool>,
+    /// Mapped when something first leaves.
+    m2p: Mutex<Option<Arc<M2p>>>,
+}
+
+impl Shared {
+    fn has_log_dirty(&self) -> bool {
+        *self.log_dirty.get_or_init(|| log_dirty(&self.host))
+    }
+
+    fn m2p(&self) -> io::Result<Arc<M2p>> {
+        let mut mapped = self.m2p.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(m2p) = &*mapped {
+            return Ok(m2p.clone());
+        }
+        let m2p = Arc::new(M2p::map(&self.host.hypercalls, &self.host.foreign)?);
+        Ok(mapped.insert(m2p).clone())
+    }
+
+    /// Major and minor version of the hypervisor.
+    fn version_numbers(&self) -> (u16, u16) {
+        let mut numbers = self.version.split([' ', '.']).filter_map(|part| part.parse().ok());
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+    }
 }
 
 impl Xen {
@@ -107,7 +139,15 @@ impl Xen {
         let version = format!("Xen {version}");
         let thread = |error| failed("start of a thread", error);
         let registrar = Registrar::start().map_err(thread)?;
-        let shared = Arc::new(Shared { host, events, registrar, sink, version, log_dirty: OnceLock::new() });
+        let shared = Arc::new(Shared {
+            host,
+            events,
+            registrar,
+            sink,
+            version,
+            log_dirty: OnceLock::new(),
+            m2p: Mutex::default(),
+        });
         let pool = Pool::start(shared.clone()).map_err(thread)?;
         Ok(Self { shared, pool })
     }
@@ -195,7 +235,7 @@ impl Toolstack for Xen {
             cpus: machine.cpus,
             memory_kib: kib(machine.total_pages),
             free_memory_kib: kib(machine.free_pages.saturating_sub(builder::RESERVE_PAGES)),
-            log_dirty: *self.shared.log_dirty.get_or_init(|| log_dirty(&self.shared.host)),
+            log_dirty: self.shared.has_log_dirty(),
             dom0_cpu_time_ns: dom0.map_or(0, |dom0| dom0.cpu_time_ns),
         })
     }
@@ -247,8 +287,23 @@ impl Toolstack for Xen {
         Ok(domain)
     }
 
+    fn activate(&self, domid: u32) -> Result<()> {
+        let hypercalls = &self.shared.host.hypercalls;
+        hypercalls.unpause(domid).map_err(|error| failed("unpausing of the domain", error))
+    }
+
     fn destroy(&self, domid: u32) -> Result<()> {
         builder::remove(&self.shared.host, domid)
+    }
+
+    fn incoming(&self, arrival: Arrival, description: &Description) -> DomainResult<Box<dyn Incoming>> {
+        // The pool is there for speed alone; its memory comes back with it.
+        let room =
+            builder::check_room(&self.shared.host, description.memory.iter().map(|range| range.count).sum());
+        if room.is_err() {
+            self.pool.drain();
+        }
+        Ok(Box::new(XenIncoming::create(&self.shared, arrival, description)?))
     }
 
     fn set_pool(&self, size: u32) -> Result<()> {
@@ -634,5 +689,38 @@ impl Domain for XenDomain {
 
     fn epitaph(&self) -> Option<Epitaph> {
         self.with(|held| Ok(held.console.epitaph())).ok().flatten()
+    }
+
+    fn resume(&self) -> Result<()> {
+        // `SHUTDOWN_suspend`
+        const SUSPEND: u32 = 2;
+        let hypercalls = &self.shared.host.hypercalls;
+        let failed = |error| failed("resuming of the domain", error);
+        self.with(|held| {
+            held.console.change_flags(0, HOST_SUSPEND);
+            Ok(())
+        })?;
+        let domain = hypercalls.domain(self.domid).map_err(failed)?.ok_or(Error::Gone)?;
+        if domain.handle != self.uuid || domain.shutdown() != Some(SUSPEND) {
+            return Ok(());
+        }
+        let mut context = Context(Box::new(hypercalls.context(self.domid, 0).map_err(failed)?));
+        // What the suspend returns where it was cancelled: everything is as it was.
+        context.set_result(1);
+        hypercalls.set_context(self.domid, 0, &context.0).map_err(failed)?;
+        hypercalls.resume(self.domid).map_err(failed)?;
+        // If it has noticed this end, it would not tell of the next one.
+        if self.late().is_none()
+            && let Err(error) = self.shared.host.store.request(Request::Resume(DomId(self.domid as u16)))
+        {
+            tracing::warn!(domid = self.domid, %error, "xenstored may not notice the capsule's end");
+        }
+        Ok(())
+    }
+
+    fn outgoing(&self, tracking: Tracking) -> DomainResult<Box<dyn Outgoing>> {
+        let this = self.this.upgrade().ok_or(fcap_migrate::domain::DomainError::Ended)?;
+        let m2p = self.shared.m2p().map_err(source::failed("mapping of Xen's table of frames"))?;
+        Ok(Box::new(XenSource::new(&this, m2p, tracking)?))
     }
 }

@@ -253,38 +253,21 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
             plan.command_line.len()
         )));
     }
-    let hypercalls = &host.hypercalls;
-    let free = hypercalls.phys_info().map_err(|error| failed("asking Xen for its memory", error))?.free_pages;
-    let available = free.saturating_sub(RESERVE_PAGES);
-    if plan.nr_pages + OVERHEAD_PAGES > available {
-        return Err(Error::NoRoom(format!(
-            "the capsule is given {} KiB of memory, {} KiB are free; stop other capsules, or use a larger node",
-            kib(plan.nr_pages),
-            kib(available.saturating_sub(OVERHEAD_PAGES)),
-        )));
-    }
+    check_room(host, plan.nr_pages)?;
     steps.end("check");
     let elf = plan.image.elf().map_err(|error| Error::NoRoom(error.to_string()))?;
     if !plan.kernel.is_capsule {
         steps.end("unpack");
     }
 
+    let hypercalls = &host.hypercalls;
     let create = |error| failed("creation of a domain", error);
     let grant_frames = if plan.kernel.is_capsule { 8 } else { 32 };
-    let domid = hypercalls.create_domain(plan.handle, plan.vcpus, grant_frames).map_err(create)?;
+    let domid = create_empty(host, plan.handle, plan.vcpus, plan.nr_pages, grant_frames)?;
     let unfinished = Unfinished { host, domid, finished: false };
-    hypercalls.set_max_vcpus(domid, plan.vcpus).map_err(create)?;
-    hypercalls.set_max_memory(domid, kib(plan.nr_pages)).map_err(create)?;
-    hypercalls.set_native_tsc(domid).map_err(create)?;
-    for expected in [STORE_PORT, CONSOLE_PORT] {
-        let port = hypercalls.alloc_unbound_port(domid).map_err(create)?;
-        if port != expected {
-            return Err(create(io::Error::other(format!("its port is {port} instead of {expected}"))));
-        }
-    }
     steps.end("create");
 
-    let p2m = populate(hypercalls, domid, plan.nr_pages)?;
+    let p2m = populate(hypercalls, domid, 0, plan.nr_pages)?;
     steps.end("memory");
 
     let shared_info = hypercalls.domain(domid).map_err(create)?.ok_or(Error::Gone)?.shared_info;
@@ -327,18 +310,66 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
     Ok(Built { domid: unfinished.keep(), layout, p2m })
 }
 
+/// Checks whether there is room for a domain of so many pages.
+///
+/// # Errors
+/// [`Error::NoRoom`] if there is not.
+pub fn check_room(host: &Host, nr_pages: u64) -> Result<()> {
+    let machine = host.hypercalls.phys_info().map_err(|error| failed("asking Xen for its memory", error))?;
+    let available = machine.free_pages.saturating_sub(RESERVE_PAGES);
+    if nr_pages.saturating_add(OVERHEAD_PAGES) > available {
+        return Err(Error::NoRoom(format!(
+            "the capsule is given {} KiB of memory, {} KiB are free; stop other capsules, or use a larger node",
+            kib(nr_pages),
+            kib(available.saturating_sub(OVERHEAD_PAGES)),
+        )));
+    }
+    Ok(())
+}
+
+/// Makes a domain with vCPUs, limits and the two ports, but without memory.
+///
+/// # Errors
+/// If Xen refuses. Nothing is left behind then.
+pub fn create_empty(
+    host: &Host,
+    handle: [u8; 16],
+    vcpus: u32,
+    max_pages: u64,
+    grant_frames: u32,
+) -> Result<u32> {
+    let hypercalls = &host.hypercalls;
+    let create = |error| failed("creation of a domain", error);
+    let domid = hypercalls.create_domain(handle, vcpus, grant_frames).map_err(create)?;
+    let unfinished = Unfinished { host, domid, finished: false };
+    hypercalls.set_max_vcpus(domid, vcpus).map_err(create)?;
+    hypercalls.set_max_memory(domid, kib(max_pages)).map_err(create)?;
+    hypercalls.set_native_tsc(domid).map_err(create)?;
+    for expected in [STORE_PORT, CONSOLE_PORT] {
+        let port = hypercalls.alloc_unbound_port(domid).map_err(create)?;
+        if port != expected {
+            return Err(create(io::Error::other(format!("its port is {port} instead of {expected}"))));
+        }
+    }
+    Ok(unfinished.keep())
+}
+
 /// KiB of pages.
 pub fn kib(pages: u64) -> u64 {
     pages.saturating_mul(PAGE_SIZE as u64 / 1024)
 }
 
-/// Gives the domain its pages, in extents as large as there are; returns their frames.
-fn populate(hypercalls: &Hypercalls, domid: u32, nr_pages: u64) -> Result<Vec<u64>> {
+/// Gives the domain `nr_pages` pages from page `first` on, in extents as large as there are;
+/// returns their frames.
+///
+/// # Errors
+/// If there is no room.
+pub fn populate(hypercalls: &Hypercalls, domid: u32, first: u64, nr_pages: u64) -> Result<Vec<u64>> {
     let mut p2m = Vec::with_capacity(nr_pages as usize);
     for order in (0..=MAX_ORDER).rev() {
-        let page = p2m.len() as u64;
+        let done = p2m.len() as u64;
         let mut extents: Vec<u64> =
-            (0..(nr_pages - page) >> order).map(|extent| page + (extent << order)).collect();
+            (0..(nr_pages - done) >> order).map(|extent| first + done + (extent << order)).collect();
         if extents.is_empty() {
             continue;
         }

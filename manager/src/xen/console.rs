@@ -76,6 +76,22 @@ impl Console {
         lock(&self.input).flags
     }
 
+    /// `GUEST_*` flags, as the domain has them now.
+    pub fn guest_flags(&self) -> u32 {
+        self.page.read_u32(page::GUEST_FLAGS)
+    }
+
+    /// Frame of the page by which the domain tracks its writes, as it says; 0 while there is none.
+    pub fn tracking(&self) -> u32 {
+        self.page.read_u32(page::TRACKING)
+    }
+
+    /// Leaves records for a domain that goes on, at most [`page::RESUME_LEN`] bytes.
+    pub fn write_resume(&self, records: &[u8]) {
+        assert!(records.len() <= page::RESUME_LEN, "{} bytes of records", records.len());
+        self.page.write(page::RESUME, records);
+    }
+
     /// Bytes taken so far, modulo 2^32.
     pub fn output_position(&self) -> u32 {
         *lock(&self.out_cons)

@@ -4,8 +4,9 @@ use std::{
     collections::HashMap,
     io,
     os::fd::AsFd,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     thread::JoinHandle,
+    time::Instant,
 };
 
 use nix::{
@@ -27,15 +28,51 @@ pub struct Events {
 #[derive(Debug)]
 struct Shared {
     channels: EventChannels,
-    /// Whose console a local port is.
-    domains: Mutex<HashMap<u32, u32>>,
+    /// Whose console a local port is, and its bell.
+    domains: Mutex<HashMap<u32, (u32, Arc<Bell>)>>,
     /// Written to when the thread shall end.
     stop: EventFd,
 }
 
 impl Shared {
-    fn domains(&self) -> MutexGuard<'_, HashMap<u32, u32>> {
+    fn domains(&self) -> MutexGuard<'_, HashMap<u32, (u32, Arc<Bell>)>> {
         self.domains.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Counts the events of a port, for those who wait for the next one.
+#[derive(Debug, Default)]
+pub struct Bell {
+    count: Mutex<u64>,
+    rung: Condvar,
+}
+
+impl Bell {
+    /// Events so far. Ask first, then look for what is awaited, then [`Self::wait`].
+    pub fn count(&self) -> u64 {
+        *self.lock()
+    }
+
+    /// Waits until there were more than `seen` events, but not longer than `until`.
+    pub fn wait(&self, seen: u64, until: Instant) {
+        let mut count = self.lock();
+        while *count == seen {
+            let rest = until.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                return;
+            }
+            let waited = self.rung.wait_timeout(count, rest);
+            count = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+    }
+
+    fn ring(&self) {
+        *self.lock() += 1;
+        self.rung.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u64> {
+        self.count.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -64,8 +101,9 @@ impl Events {
         // Held while binding: the first event may come before the entry is made.
         let mut domains = self.shared.domains();
         let local = self.shared.channels.bind(domid, remote_port)?;
-        domains.insert(local, domid);
-        Ok(Port { local, shared: self.shared.clone() })
+        let bell = Arc::<Bell>::default();
+        domains.insert(local, (domid, bell.clone()));
+        Ok(Port { local, bell, shared: self.shared.clone() })
     }
 }
 
@@ -99,7 +137,8 @@ fn wait(shared: &Shared, sink: &EventSink) -> io::Result<()> {
         domids.clear();
         {
             let domains = shared.domains();
-            domids.extend(ports.iter().filter_map(|port| domains.get(port).copied()));
+            let rung = ports.iter().filter_map(|port| domains.get(port));
+            domids.extend(rung.inspect(|(_, bell)| bell.ring()).map(|&(domid, _)| domid));
         }
         for &domid in &domids {
             sink(Event::Console(domid));
@@ -114,6 +153,7 @@ fn wait(shared: &Shared, sink: &EventSink) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Port {
     local: u32,
+    bell: Arc<Bell>,
     shared: Arc<Shared>,
 }
 
@@ -124,6 +164,11 @@ impl Port {
     /// If the device fails.
     pub fn notify(&self) -> io::Result<()> {
         self.shared.channels.notify(self.local)
+    }
+
+    /// Rings with each event from the domain.
+    pub fn bell(&self) -> Arc<Bell> {
+        self.bell.clone()
     }
 }
 

@@ -7,8 +7,10 @@
 
 #![allow(unsafe_code)]
 
+mod buffer;
 mod evtchn;
 mod foreign;
+mod migrate;
 
 use std::{
     ffi::{CStr, c_int},
@@ -19,6 +21,7 @@ use std::{
 
 pub use evtchn::EventChannels;
 pub use foreign::{Foreign, Mapping};
+pub use migrate::{CONTEXT_LEN, M2P_PIECE, TYPES_MAX, TableOp};
 use xenctrl_sys as xc;
 
 /// The domain that fcapd runs in.
@@ -100,6 +103,7 @@ pub fn set_niceness(niceness: i32) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Hypercalls {
     handle: NonNull<xc::xc_interface>,
+    calls: buffer::Calls,
 }
 
 // SAFETY: libxenctrl's calls on one handle may come from any thread (xenctrl.h: the handle
@@ -128,7 +132,15 @@ impl Hypercalls {
     pub fn open() -> io::Result<Self> {
         // SAFETY: null loggers are documented to mean stderr.
         let handle = unsafe { xc::xc_interface_open(ptr::null_mut(), ptr::null_mut(), 0) };
-        NonNull::new(handle).map(|handle| Self { handle }).ok_or_else(io::Error::last_os_error)
+        let handle = NonNull::new(handle).ok_or_else(io::Error::last_os_error)?;
+        match buffer::Calls::open() {
+            Ok(calls) => Ok(Self { handle, calls }),
+            Err(error) => {
+                // SAFETY: opened above, and nobody else has it.
+                unsafe { xc::xc_interface_close(handle.as_ptr()) };
+                Err(error)
+            }
+        }
     }
 
     fn xch(&self) -> *mut xc::xc_interface {

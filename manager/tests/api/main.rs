@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod lifecycle;
+mod migration;
 mod network;
 mod node;
 mod output;

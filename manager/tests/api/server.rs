@@ -9,6 +9,7 @@ use fcap_api::{Capsule, CreateCapsule, End, ErrorBody, ErrorCode, State};
 use fcap_manager::daemon::{Daemon, Options, Signals};
 use fcap_manager::http;
 use fcap_manager::log::MIN_BYTES;
+use fcap_manager::migration::listen;
 use fcap_manager::net::sim::Sim;
 use fcap_manager::node::Identity;
 use fcap_manager::store::Store;
@@ -66,6 +67,8 @@ impl Server {
                 let options = Options { log_bytes: MIN_BYTES, image_bytes: IMAGE_BYTES, pool: 0 };
                 let daemon = Daemon::start(toolstack, fabric, signals, store, identity, options);
                 let daemon = daemon.await.unwrap();
+                let others = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+                listen::serve(daemon.clone(), others).unwrap();
                 let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let port = listener.local_addr().unwrap().port();
                 let (open, guarded) = http::routers(daemon);

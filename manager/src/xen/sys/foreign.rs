@@ -74,9 +74,42 @@ impl Foreign {
     /// # Errors
     /// If one of the frames is not the domain's.
     pub fn map(self: &Arc<Self>, domid: u32, frames: &[u64]) -> io::Result<Mapping> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: the pointer is to as many frames as said. Without an array of errors the call
-        // fails as a whole if any frame cannot be mapped.
+        self.map_as(domid, frames, libc::PROT_READ | libc::PROT_WRITE, ptr::null_mut())
+    }
+
+    /// The same, to read only: so page tables can be mapped, too. Writing to it ends the daemon.
+    ///
+    /// # Errors
+    /// If one of the frames is not the domain's.
+    pub fn map_to_read(self: &Arc<Self>, domid: u32, frames: &[u64]) -> io::Result<Mapping> {
+        self.map_as(domid, frames, libc::PROT_READ, ptr::null_mut())
+    }
+
+    /// Maps those of the frames that are the domain's, to read only, and says which are. Reading
+    /// one of the others ends the daemon.
+    ///
+    /// # Errors
+    /// If there is no room for the mapping.
+    pub fn map_what_is_there(
+        self: &Arc<Self>,
+        domid: u32,
+        frames: &[u64],
+    ) -> io::Result<(Mapping, Vec<bool>)> {
+        let mut errors = vec![0; frames.len()];
+        let mapping = self.map_as(domid, frames, libc::PROT_READ, errors.as_mut_ptr())?;
+        Ok((mapping, errors.into_iter().map(|error| error == 0).collect()))
+    }
+
+    /// `errors` is null or has room for as many as there are frames.
+    fn map_as(
+        self: &Arc<Self>,
+        domid: u32,
+        frames: &[u64],
+        protection: c_int,
+        errors: *mut c_int,
+    ) -> io::Result<Mapping> {
+        // SAFETY: the pointers are to as many frames and errors as said. Without an array of
+        // errors the call fails as a whole if any frame cannot be mapped.
         let base = unsafe {
             xenforeignmemory_map(
                 self.handle.as_ptr(),
@@ -84,7 +117,7 @@ impl Foreign {
                 protection,
                 frames.len(),
                 frames.as_ptr(),
-                ptr::null_mut(),
+                errors,
             )
         };
         let base = NonNull::new(base.cast()).ok_or_else(io::Error::last_os_error)?;

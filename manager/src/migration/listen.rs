@@ -1,0 +1,142 @@
+//! Connections of other nodes.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use super::journal::{Attempt, In};
+use super::tls::{Fingerprint, Reader, Writer};
+use super::{ASK, BUSY, GONE, MOVE, RELEASED, TAKEN, arrive};
+use crate::daemon::Daemon;
+
+/// How long the other side may take for its first words.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The card towards other nodes.
+const CARD: &str = "eth1";
+
+/// Serves other nodes on a thread of its own, for as long as the process lives.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn serve(daemon: Arc<Daemon>, listener: TcpListener) -> io::Result<()> {
+    let runtime = Handle::current();
+    daemon.migrations.set_address(listener.local_addr()?);
+    // The thread waits for connections; it is not what keeps the daemon.
+    let daemon = Arc::downgrade(&daemon);
+    std::thread::Builder::new().name("other nodes".into()).spawn(move || {
+        for socket in listener.incoming() {
+            match socket {
+                Ok(socket) => {
+                    let Some(daemon) = daemon.upgrade() else { return };
+                    let runtime = runtime.clone();
+                    let handle = move || {
+                        if let Err(error) = handle(&daemon, &runtime, socket) {
+                            tracing::warn!(%error, "a connection of another node came to nothing");
+                        }
+                    };
+                    if let Err(error) = std::thread::Builder::new().name("other node".into()).spawn(handle) {
+                        tracing::error!(%error, "no thread for another node");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "another node could not connect"),
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// The address under which other nodes reach what listens on `bound`.
+pub(super) fn reachable(bound: SocketAddr) -> SocketAddr {
+    if !bound.ip().is_unspecified() {
+        return bound;
+    }
+    let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| {
+        let address = interface.address?.as_sockaddr_in()?.ip();
+        Some((interface.interface_name, address))
+    });
+    let usable: Vec<_> = addresses.filter(|(_, address)| !address.is_loopback()).collect();
+    let best = usable.iter().find(|(name, _)| name == CARD).or(usable.first());
+    best.map_or(bound, |&(_, address)| SocketAddr::new(IpAddr::V4(address), bound.port()))
+}
+
+/// Reads as many bytes as there is room for.
+pub(super) fn read_exact(reader: &mut Reader, bytes: &mut [u8], patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match reader.read(&mut bytes[filled..]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => filled += len,
+            Err(error) if is_pause(&error) && Instant::now() < deadline => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Writes all bytes and sends them off.
+pub(super) fn write_all(writer: &mut Writer, mut bytes: &[u8], patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let done = if bytes.is_empty() { writer.flush().map(|()| 0) } else { writer.write(bytes) };
+        match done {
+            Ok(0) if bytes.is_empty() => return Ok(()),
+            Ok(len) => bytes = &bytes[len..],
+            Err(error) if is_pause(&error) && Instant::now() < deadline => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_pause(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
+}
+
+fn handle(daemon: &Arc<Daemon>, runtime: &Handle, socket: TcpStream) -> io::Result<()> {
+    let identity = daemon.migrations.identity()?;
+    let (mut reader, mut writer, from) = identity.accept(socket)?;
+    let mut head = [0; 17];
+    read_exact(&mut reader, &mut head, PATIENCE)?;
+    let attempt: Attempt = std::array::from_fn(|index| head[index + 1]);
+    match head[0] {
+        MOVE => {
+            let admitted = daemon.migrations.admit(attempt, from);
+            let Some(under_way) = admitted else {
+                return Err(io::Error::other("it has no ticket, or one of somebody else"));
+            };
+            arrive::receive(daemon, runtime, under_way, from, reader, writer);
+            Ok(())
+        }
+        ASK => answer(daemon, &attempt, from, &mut reader, &mut writer),
+        _ => Err(io::Error::other("it does not say what it wants")),
+    }
+}
+
+/// Says what became of an attempt.
+fn answer(
+    daemon: &Daemon,
+    attempt: &Attempt,
+    from: Fingerprint,
+    reader: &mut Reader,
+    writer: &mut Writer,
+) -> io::Result<()> {
+    let journal = &daemon.migrations.journal;
+    // In this order: a claim that is written meanwhile is one of an attempt that was under way.
+    let busy = daemon.migrations.is_under_way(attempt);
+    match journal.read::<In>(attempt, "in")? {
+        Some(claim) if claim.source == from.to_string() => {
+            write_all(writer, &[TAKEN], PATIENCE)?;
+            let mut reply = [0];
+            read_exact(reader, &mut reply, PATIENCE)?;
+            if reply[0] == RELEASED && !daemon.migrations.is_under_way(attempt) {
+                journal.remove(attempt, "in")?;
+            }
+            Ok(())
+        }
+        Some(_) => Err(io::Error::other("it asks for the capsule of another node")),
+        None => write_all(writer, &[if busy { BUSY } else { GONE }], PATIENCE),
+    }
+}

@@ -1,0 +1,464 @@
+//! A domain that arrives, as the migration engine sees it.
+//!
+//! It is built empty, with all its memory, before anything else comes. Until it is complete its
+//! handle is that of domains that belong to nobody, so that a daemon that finds it after a crash
+//! removes it.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    mem::offset_of,
+    sync::{Arc, Mutex},
+};
+
+use fcap_migrate::{
+    domain::{
+        Description, DestinationDomain, DomainError, DomainResult, FinalState, Page, PfnRange, Refusal,
+        RefusalCause, State, Table, state,
+    },
+    page::{Level, PageType},
+};
+use xen_proto::{
+    DomId, boot,
+    console::{HOST_EOF, HOST_NO_STORE, HOST_STDIN},
+    frame::{Mfn, PAGE_SIZE, Pfn},
+    gnttab,
+    start_info::StartInfo,
+};
+
+use super::{
+    Domain, Held, Late, Registration, SPARE, Shared, Steps, XenDomain, builder,
+    source::{SUSPENDED_AT, failed, nonsense, toolstack_failed},
+};
+use crate::{
+    clock::now_ns,
+    toolstack::{Arrival, Error, Incoming},
+    xen::{
+        builder::{CONSOLE_PORT, STORE_PORT},
+        console::Console,
+        context::Context,
+        shared_info,
+        sys::{Mapping, TableOp},
+    },
+};
+
+/// No frame, in a list of memory.
+const NONE: u64 = u64::MAX;
+/// Entries of a list of memory in a page.
+const PER_PAGE: usize = PAGE_SIZE / 8;
+
+/// A domain in the making; removed on drop unless it has been made to run.
+pub(super) struct XenIncoming {
+    shared: Arc<Shared>,
+    arrival: Arrival,
+    domid: u32,
+    /// Frame of each page.
+    p2m: Vec<u64>,
+    /// Pages that the list is in.
+    list: Vec<PfnRange>,
+    vcpus: u32,
+    memory_kib: u64,
+    /// Pages that Xen has been given as page tables already.
+    pinned: Mutex<BTreeSet<u64>>,
+    finished: Option<Arc<XenDomain>>,
+    steps: Steps,
+    kept: bool,
+}
+
+fn refused(cause: RefusalCause, message: String) -> DomainError {
+    Refusal { cause, message }.into()
+}
+
+/// What a toolstack's error is to the other side.
+fn refusal(error: Error) -> DomainError {
+    match error {
+        Error::NoRoom(message) => refused(RefusalCause::Memory, message),
+        other => toolstack_failed(other),
+    }
+}
+
+/// Checks whether this machine can run what is described.
+fn check(shared: &Shared, description: &Description) -> DomainResult<()> {
+    let here = shared.host.hypercalls.cpu_features();
+    let here = here.map_err(failed("asking Xen for the processor's features"))?;
+    let lacking = description.cpu_features.iter().enumerate().find_map(|(word, &wanted)| {
+        let lacking = wanted & !here.get(word).copied().unwrap_or(0);
+        (lacking != 0).then(|| format!("word {word}, bits {lacking:#x}"))
+    });
+    if let Some(lacking) = lacking {
+        let message = format!(
+            "this node's processor lacks features that the capsule may use (of Xen's feature set: {lacking}); \
+             choose a node with the same kind of processor"
+        );
+        return Err(refused(RefusalCause::Cpu, message));
+    }
+    Ok(())
+}
+
+impl XenIncoming {
+    pub(super) fn create(
+        shared: &Arc<Shared>,
+        arrival: Arrival,
+        description: &Description,
+    ) -> DomainResult<Self> {
+        check(shared, description)?;
+        let memory: u64 = description.memory.iter().map(|range| range.count).sum();
+        let mut steps = Steps::start();
+        let host = &shared.host;
+        let grant_frames = if arrival.is_capsule { 8 } else { 32 };
+        builder::check_room(host, memory).map_err(refusal)?;
+        let domid = builder::create_empty(
+            host,
+            SPARE,
+            description.vcpus,
+            memory.max(description.max_pages),
+            grant_frames,
+        );
+        let domid = domid.map_err(refusal)?;
+        let mut incoming = Self {
+            shared: shared.clone(),
+            arrival,
+            domid,
+            p2m: vec![NONE; description.nr_pages as usize],
+            list: description.p2m.clone(),
+            vcpus: description.vcpus,
+            memory_kib: builder::kib(description.max_pages),
+            pinned: Mutex::default(),
+            finished: None,
+            steps: Steps::start(),
+            kept: false,
+        };
+        steps.end("create");
+        for range in &description.memory {
+            let frames =
+                builder::populate(&host.hypercalls, domid, range.first.0, range.count).map_err(refusal)?;
+            let first = range.first.0 as usize;
+            let slots = incoming.p2m.get_mut(first..first + frames.len());
+            slots
+                .ok_or_else(|| nonsense("memory beyond the domain's last page".into()))?
+                .copy_from_slice(&frames);
+        }
+        steps.end("memory");
+        incoming.write_list()?;
+        steps.end("list of memory");
+        tracing::debug!(domid, steps = ?steps.list(), "made room for a domain");
+        Ok(incoming)
+    }
+
+    fn host(&self) -> &builder::Host {
+        &self.shared.host
+    }
+
+    fn frame(&self, page: u64) -> Option<u64> {
+        self.p2m.get(usize::try_from(page).ok()?).copied().filter(|&frame| frame != NONE)
+    }
+
+    fn frames(&self, pages: impl Iterator<Item = u64>) -> DomainResult<Vec<u64>> {
+        let frames = pages.map(|page| self.frame(page)).collect::<Option<Vec<_>>>();
+        frames.ok_or_else(|| nonsense("a page without memory is named".into()))
+    }
+
+    fn map(&self, frames: &[u64]) -> DomainResult<Mapping> {
+        self.host().foreign.map(self.domid, frames).map_err(failed("mapping of the new domain's memory"))
+    }
+
+    /// Writes the list of memory into the guest.
+    fn write_list(&self) -> DomainResult<()> {
+        let pages = self.list.iter().flat_map(|range| range.first.0..range.first.0 + range.count);
+        let frames = self.frames(pages)?;
+        if frames.len() < self.p2m.len().div_ceil(PER_PAGE) {
+            return Err(nonsense("the list of memory is too short for it".into()));
+        }
+        let mapping = self.map(&frames)?;
+        mapping.write_words(0, &self.p2m);
+        let used = self.p2m.len() * 8;
+        mapping.zero(used, frames.len() * PAGE_SIZE - used);
+        Ok(())
+    }
+
+    /// Lets go of tables that are about to be written.
+    fn unpin(&self, pfns: &[Pfn]) -> DomainResult<()> {
+        let mut pinned = self.pinned.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if pinned.is_empty() {
+            return Ok(());
+        }
+        let ops: Vec<_> = pfns
+            .iter()
+            .filter(|pfn| pinned.remove(&pfn.0))
+            .filter_map(|pfn| Some((TableOp::Unpin, self.frame(pfn.0)?)))
+            .collect();
+        if ops.is_empty() {
+            return Ok(());
+        }
+        self.host().hypercalls.table_ops(self.domid, &ops).map_err(failed("release of page tables"))
+    }
+
+    fn state(states: &[State], kind: u16, index: u16) -> Option<&[u8]> {
+        states.iter().find(|state| (state.kind, state.index) == (kind, index)).map(|state| &*state.bytes)
+    }
+
+    /// Pages that the domain had given back.
+    fn give_back(&mut self, absent: &[PfnRange]) -> DomainResult<()> {
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let pages: Vec<u64> =
+            absent.iter().flat_map(|range| range.first.0..range.first.0 + range.count).collect();
+        let mut frames = self.frames(pages.iter().copied())?;
+        let taken = self.host().hypercalls.take_pages(self.domid, &mut frames);
+        taken.map_err(failed("taking back of memory"))?;
+        pages.into_iter().for_each(|page| self.p2m[page as usize] = NONE);
+        self.write_list()
+    }
+
+    /// Has Xen check the page tables.
+    fn pin(&mut self, tables: &[Table]) -> DomainResult<()> {
+        let op = |table: &Table| match table.page_type {
+            PageType::Table { level, pinned: true } => {
+                Some((TableOp::Pin(level as u8), self.frame(table.pfn.0)?))
+            }
+            _ => None,
+        };
+        let ops: Vec<_> = tables.iter().filter_map(op).collect();
+        let hypercalls = &self.host().hypercalls;
+        hypercalls.table_ops(self.domid, &ops).map_err(failed("check of the domain's page tables"))?;
+        // Those that were pinned beforehand are held by the upper ones now; what the domain itself
+        // keeps stays pinned.
+        let own: BTreeSet<u64> = tables
+            .iter()
+            .filter(|table| matches!(table.page_type, PageType::Table { pinned: true, .. }))
+            .map(|table| table.pfn.0)
+            .collect();
+        let mut pinned = self.pinned.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let ops: Vec<_> = std::mem::take(&mut *pinned)
+            .into_iter()
+            .filter(|page| !own.contains(page))
+            .filter_map(|page| Some((TableOp::Unpin, self.frame(page)?)))
+            .collect();
+        hypercalls.table_ops(self.domid, &ops).map_err(failed("release of page tables"))
+    }
+
+    fn vcpus(&self, states: &[State], start_info: u64) -> DomainResult<()> {
+        let hypercalls = &self.host().hypercalls;
+        let domid = self.domid;
+        let what = || failed("setting of the processor's state");
+        for vcpu in 0..self.vcpus {
+            let index = vcpu as u16;
+            let Some(bytes) = Self::state(states, state::VCPU_CONTEXT, index) else {
+                // One that was never brought up.
+                continue;
+            };
+            let context = Context::from_bytes(bytes);
+            let mut context =
+                context.ok_or_else(|| nonsense("a processor's state has another length".into()))?;
+            context.translate(|page| self.frame(page)).map_err(|error| nonsense(error.to_string()))?;
+            context.set_online();
+            if vcpu == 0 {
+                // Of the hypercall by which it suspended.
+                context.set_rdx(start_info);
+                context.set_result(0);
+            }
+            hypercalls.set_context(domid, vcpu, &context.0).map_err(what())?;
+            if let Some(bytes) = Self::state(states, state::VCPU_EXTENDED, index) {
+                hypercalls.set_extended_context(domid, vcpu, bytes).map_err(what())?;
+            }
+            if let Some(bytes) = Self::state(states, state::VCPU_XSAVE, index) {
+                hypercalls.set_extended_state(domid, vcpu, bytes).map_err(what())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the guest and dom0's daemons where everything is now.
+    fn pages(&self, states: &[State], start_info: u64) -> DomainResult<()> {
+        let info = self.host().hypercalls.domain(self.domid).map_err(failed("looking for the new domain"))?;
+        let shared_info = info.ok_or(DomainError::Ended)?.shared_info;
+        let grants =
+            self.host().hypercalls.grant_frame(self.domid).map_err(failed("making of a grant table"))?;
+        let mapping = self.map(&[start_info, shared_info, grants])?;
+        let places = self.arrival.places;
+        let [console, store] = [places.console, places.store].map(|page| self.frame(page));
+        let lacking = || nonsense("console or xenstore ring are not in the domain's memory".into());
+        let (console, store) = (console.ok_or_else(lacking)?, store.ok_or_else(lacking)?);
+        mapping.write_u64(offset_of!(StartInfo, nr_pages), self.p2m.len() as u64);
+        mapping.write_u64(offset_of!(StartInfo, shared_info), Mfn(shared_info).address());
+        mapping.write_u32(offset_of!(StartInfo, flags), 0);
+        mapping.write_u64(offset_of!(StartInfo, store_mfn), store);
+        mapping.write_u32(offset_of!(StartInfo, store_evtchn), STORE_PORT);
+        mapping.write_u64(offset_of!(StartInfo, console_mfn), console);
+        mapping.write_u32(offset_of!(StartInfo, console_evtchn), CONSOLE_PORT);
+        let old = Self::state(states, state::SHARED_INFO, 0).and_then(|bytes| bytes.try_into().ok());
+        let old: &[u8; PAGE_SIZE] = old.ok_or_else(|| nonsense("there is no shared info".into()))?;
+        let cr3 = self.frame(shared_info::p2m_cr3(old) >> 12).map_or(0, |frame| frame << 12);
+        mapping.write(PAGE_SIZE, &shared_info::restored(old, cr3));
+        for (reference, frame) in [console, store].into_iter().enumerate() {
+            let entry = gnttab::Entry { domid: DomId::DOM0, frame: Mfn(frame) };
+            let word = entry.emit(gnttab::PERMIT_ACCESS);
+            let word = word.ok_or_else(|| {
+                refused(
+                    RefusalCause::Memory,
+                    "its memory lies above 16 TiB, where grants do not reach".into(),
+                )
+            })?;
+            mapping.write_u64(2 * PAGE_SIZE + reference * gnttab::ENTRY_LEN, word);
+        }
+        Ok(())
+    }
+
+    /// What is new to a capsule that goes on.
+    fn records(&self, states: &[State]) -> Vec<u8> {
+        let since = Self::state(states, SUSPENDED_AT, 0).and_then(|bytes| bytes.try_into().ok());
+        // Clocks of two machines differ; none of them makes time run backwards.
+        let stood = since.map_or(0, |since| now_ns().saturating_sub(u64::from_le_bytes(since)));
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).expect("the kernel gives randomness");
+        let mut records = Vec::new();
+        boot::begin(&mut records);
+        boot::record(&mut records, boot::Kind::Seed, &seed);
+        boot::record(&mut records, boot::Kind::Stood, &stood.to_le_bytes());
+        if let Some((name, nets)) = &self.arrival.identity {
+            boot::record(&mut records, boot::Kind::Name, name.as_bytes());
+            nets.iter().for_each(|net| boot::record(&mut records, boot::Kind::Net, &net.emit()));
+        }
+        boot::record(&mut records, boot::Kind::End, &[]);
+        records
+    }
+
+    fn hold(&self, states: &[State]) -> DomainResult<Held> {
+        let frame = self.frame(self.arrival.places.console);
+        let page = self.map(&[frame.ok_or_else(|| nonsense("there is no console page".into()))?])?;
+        let console = Console::adopt(page);
+        let keep = console.flags() & (HOST_STDIN | HOST_EOF);
+        let late = if self.arrival.is_capsule { HOST_NO_STORE } else { 0 };
+        console.change_flags(keep | late | self.arrival.reason.bits(), !keep);
+        if self.arrival.is_capsule {
+            console.write_resume(&self.records(states));
+        }
+        let port = self.shared.events.bind(self.domid, CONSOLE_PORT);
+        Ok(Held { port: port.map_err(failed("binding of the console's event channel"))?, console })
+    }
+}
+
+impl DestinationDomain for XenIncoming {
+    fn mfn_of(&self, pfn: Pfn) -> Option<Mfn> {
+        self.frame(pfn.0).map(Mfn)
+    }
+
+    fn write_pages(&self, pfns: &[Pfn], _types: &[PageType], pages: &[Page]) -> DomainResult<()> {
+        self.unpin(pfns)?;
+        let mapping = self.map(&self.frames(pfns.iter().map(|pfn| pfn.0))?)?;
+        for (index, page) in pages.iter().enumerate() {
+            mapping.write(index * PAGE_SIZE, page);
+        }
+        Ok(())
+    }
+
+    fn clear_pages(&self, pages: PfnRange) -> DomainResult<()> {
+        const AT_ONCE: usize = 1024;
+        let pfns: Vec<Pfn> = (pages.first.0..pages.first.0 + pages.count).map(Pfn).collect();
+        for pfns in pfns.chunks(AT_ONCE) {
+            self.unpin(pfns)?;
+            let mapping = self.map(&self.frames(pfns.iter().map(|pfn| pfn.0))?)?;
+            mapping.zero(0, pfns.len() * PAGE_SIZE);
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, tables: &[Table]) -> DomainResult<()> {
+        let lowest = |table: &&Table| table.page_type.level() == Some(Level::L1);
+        let tables: Vec<(u64, u64)> = tables
+            .iter()
+            .filter(lowest)
+            .filter_map(|table| Some((table.pfn.0, self.frame(table.pfn.0)?)))
+            .collect();
+        let hypercalls = &self.host().hypercalls;
+        let mut pinned = self.pinned.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        for &(page, frame) in tables.iter().filter(|(page, _)| !pinned.contains(page)).collect::<Vec<_>>() {
+            // One that was caught in the midst of a change is checked in the end.
+            if hypercalls.table_ops(self.domid, &[(TableOp::Pin(1), frame)]).is_ok() {
+                pinned.insert(page);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, last: FinalState) -> DomainResult<()> {
+        self.steps = Steps::start();
+        self.give_back(&last.absent)?;
+        let start_info = Self::state(&last.states, state::START_INFO, 0);
+        let start_info = start_info.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
+        let start_info = start_info.and_then(|page| self.frame(page));
+        let start_info = start_info.ok_or_else(|| nonsense("there is no start info".into()))?;
+        self.pages(&last.states, start_info)?;
+        self.steps.end("pages");
+        self.pin(&last.tables)?;
+        self.steps.end("check tables");
+        self.vcpus(&last.states, start_info)?;
+        self.steps.end("processors");
+        let held = self.hold(&last.states)?;
+        let hypercalls = &self.host().hypercalls;
+        hypercalls.set_handle(self.domid, self.arrival.uuid).map_err(failed("naming of the domain"))?;
+        let machine = (!self.arrival.is_capsule).then_some((self.memory_kib, self.vcpus));
+        let store_mfn = self.frame(self.arrival.places.store).unwrap_or(NONE);
+        let registration = Registration {
+            name: self.arrival.name.clone(),
+            store_mfn,
+            machine,
+            vifs: self.arrival.vifs.clone(),
+        };
+        let late = if self.arrival.is_capsule {
+            Some(Late::Introduce(registration))
+        } else {
+            builder::register(self.host(), self.domid, &registration).map_err(toolstack_failed)?;
+            None
+        };
+        super::set_scheduling(&self.shared, self.domid, self.arrival.cpu_cap, self.arrival.weight)
+            .map_err(toolstack_failed)?;
+        self.steps.end("console");
+        let steps = self.steps.list();
+        tracing::debug!(domid = self.domid, ?steps, "completed a domain");
+        self.finished = Some(XenDomain::new(&self.shared, self.domid, self.arrival.uuid, held, late, steps));
+        Ok(())
+    }
+
+    fn activate(&mut self) -> DomainResult<()> {
+        let domain = self.finished.as_ref().ok_or_else(|| nonsense("it is not complete".into()))?;
+        self.kept = true;
+        domain.unpause().map_err(toolstack_failed)
+    }
+
+    fn destroy(&mut self) {
+        if std::mem::replace(&mut self.kept, true) {
+            return;
+        }
+        let removed = match self.finished.take() {
+            Some(domain) => Domain::destroy(&*domain),
+            None => builder::remove(&self.shared.host, self.domid),
+        };
+        if let Err(error) = removed {
+            tracing::error!(domid = self.domid, %error, "half a domain stays behind");
+        }
+    }
+}
+
+impl Drop for XenIncoming {
+    fn drop(&mut self) {
+        DestinationDomain::destroy(self);
+    }
+}
+
+impl Incoming for XenIncoming {
+    fn domid(&self) -> u32 {
+        self.domid
+    }
+
+    fn domain(&self) -> DomainResult<Arc<dyn Domain>> {
+        match &self.finished {
+            Some(domain) => Ok(domain.clone()),
+            None => Err(DomainError::Failed {
+                call: "taking over of a domain".into(),
+                source: Box::new(io::Error::other("it is not complete")),
+            }),
+        }
+    }
+}

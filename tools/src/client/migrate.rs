@@ -1,0 +1,117 @@
+//! Capsules that move, and their images.
+
+use super::{Client, ClientError, MAX_EVENT, REQUEST, Result};
+use fcap_api::Capsule;
+use fcap_api::migrate::{
+    IMAGE_MEDIA_TYPE, Invitation, Migrate, MigrationIdentity, Progress, SaveMode, Ticket,
+};
+use reqwest::{Method, Response};
+
+impl Client {
+    /// How other nodes know it.
+    pub async fn migration_identity(&self) -> Result<MigrationIdentity> {
+        self.get("/v1/migrations/identity").await
+    }
+
+    /// Has it take a capsule in.
+    pub async fn invite(&self, invitation: &Invitation) -> Result<Ticket> {
+        self.json(self.request(Method::POST, "/v1/migrations").json(invitation)).await
+    }
+
+    /// Has it move a capsule. Dropping what is returned ends that, as long as the capsule is there.
+    pub async fn migrate(&self, id: &str, order: &Migrate) -> Result<Moving> {
+        let request = self.request(Method::POST, &format!("/v1/capsules/{id}/migrate")).json(order);
+        let answer = self.send(request).await?;
+        Ok(Moving { answer, client: self.clone(), buffer: Vec::new() })
+    }
+
+    /// A capsule's image, piece by piece.
+    pub async fn save(&self, id: &str, mode: SaveMode) -> Result<Saving> {
+        let mode = match mode {
+            SaveMode::Save => "save",
+            SaveMode::Checkpoint => "checkpoint",
+            SaveMode::Clone => "clone",
+        };
+        let request = self.request(Method::POST, &format!("/v1/capsules/{id}/save?mode={mode}"));
+        let answer = self.send(request).await?;
+        Ok(Saving { answer, client: self.clone() })
+    }
+
+    /// Says that a capsule's image is in safety.
+    pub async fn saved(&self, id: &str) -> Result<()> {
+        let request = self.request(Method::POST, &format!("/v1/capsules/{id}/saved"));
+        self.send(request.timeout(REQUEST)).await.map(drop)
+    }
+
+    /// Makes a capsule of an image; with `name` one beside that which was saved.
+    pub async fn restore(&self, name: Option<&str>, image: reqwest::Body) -> Result<Capsule> {
+        // Names have nothing in them that a URL would change.
+        let query = name.map(|name| format!("?name={name}")).unwrap_or_default();
+        let request = self
+            .request(Method::POST, &format!("/v1/restore{query}"))
+            .header("content-type", IMAGE_MEDIA_TYPE)
+            .body(image);
+        let answer = self.send(request).await?;
+        self.parse(answer).await
+    }
+}
+
+/// A capsule on its way.
+#[derive(Debug)]
+pub struct Moving {
+    answer: Response,
+    client: Client,
+    buffer: Vec<u8>,
+}
+
+impl Moving {
+    /// What happens next; none when the server has nothing more to tell.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub async fn next(&mut self) -> Result<Option<Progress>> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                let progress = serde_json::from_slice(&line);
+                return progress.map(Some).map_err(|error| self.client.protocol(error.to_string()));
+            }
+            if self.buffer.len() > MAX_EVENT {
+                return Err(self.client.protocol("a line of progress has no end".into()));
+            }
+            match self.answer.chunk().await.map_err(|error| self.client.failed(&error))? {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// An image on its way.
+#[derive(Debug)]
+pub struct Saving {
+    answer: Response,
+    client: Client,
+}
+
+impl Saving {
+    /// The next piece; none when that was all.
+    ///
+    /// # Errors
+    /// When the capsule could not be saved after all, or the connection breaks.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
+        let chunk = self.answer.chunk().await.map_err(|error| match self.client.failed(&error) {
+            ClientError::Unreachable { address, reason } => ClientError::Unreachable {
+                address,
+                reason: format!("the image broke off, and the capsule goes on ({reason})"),
+            },
+            other => other,
+        })?;
+        Ok(chunk.map(|chunk| chunk.to_vec()))
+    }
+
+    /// All of it, to be sent on.
+    pub fn into_body(self) -> reqwest::Body {
+        reqwest::Body::wrap_stream(self.answer.bytes_stream())
+    }
+}
