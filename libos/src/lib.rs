@@ -17,17 +17,19 @@
 //! Linked with this crate by `fcap build`, it becomes an image that boots as a
 //! paravirtualized Xen guest, with one virtual processor and one address space.
 //! The API is shaped like `std` and tokio: [`spawn`], [`time`], [`mod@env`], [`io`],
-//! [`process`], [`random`], [`signal`]. Closer to Xen are [`xenstore`],
+//! [`process`], [`random`], [`signal`], [`net`]. Closer to Xen are [`xenstore`],
 //! [`evtchn`] and [`gnttab`].
 //!
 //! # Layers
 //! ```text
 //!   application        #[libos::main]  spawn  println!  sleep  args  stdin
 //!  ───────────────────────────────────────────────────────────────────────────
-//!   what it calls      task   time   io   env   process   random   signal
-//!                        │      │     │                              │
-//!   devices              │      │  console                       xenstore
-//!                        ▼      ▼     ▼                              ▼
+//!   what it calls      task   time   io   env   process   random   signal     net
+//!                        │      │     │                              │          │
+//!   protocols            │      │     │                              │   fcap-libos-net
+//!                        │      │     │                              │          │
+//!   devices              │      │  console                       xenstore   netfront
+//!                        ▼      ▼     ▼                              ▼          ▼
 //!   events and memory  evtchn (ports, waiting)   mm (heap, pages)   gnttab
 //!                        │                         │
 //!   doors to Xen       hypercall   shared_info     │
@@ -42,6 +44,9 @@
 //!   events, fires timers, and sleeps in `SCHEDOP_poll` until the next of either.
 //!   Event delivery is masked for ever: there are no interrupts, nothing runs
 //!   between two statements, and `Single` statics need no locks.
+//! - `net` has one task that moves packets between `netfront`, the card, and the crate
+//!   `fcap-libos-net`, which is TCP/IP without Xen and is tested on the host. `xenbus`
+//!   follows the card's backend, which may go away and return.
 //! - `end` is every way out: it leaves kind, exit code, message and backtrace in
 //!   the console page for the manager, and powers the domain off.
 //!
@@ -55,7 +60,7 @@
 //! - 64 KiB of stack, below which nothing is mapped: what needs more belongs on
 //!   the heap.
 //! - Memory up to 2 GiB is used.
-//! - No threads, no files, no network yet, and no `std`.
+//! - No threads, no files, and no `std`.
 #![no_std]
 // Nothing here can be part of a host program, as which `--all-targets` would build tests.
 #![cfg(not(test))]
