@@ -212,7 +212,7 @@ impl Driver {
         self.check(Wish::Start)?;
         let mut steps = Steps::new();
         let before = self.capsule.look(|record| record.progress.clone());
-        self.publish()?;
+        let published = self.publish();
         let kept = self.save(|progress| {
             progress.run += 1;
             progress.started_ms = Some(now_ms());
@@ -229,7 +229,11 @@ impl Driver {
         }
         steps.took("record");
         let config = self.capsule.look(|record| record.config.clone());
-        let result = match self.build(&config, &mut steps).await {
+        let built = match published {
+            Ok(()) => self.build(&config, &mut steps).await,
+            Err(error) => Err(error),
+        };
+        let result = match built {
             Ok(domain) => self.launch(domain, &config, steps, by_policy).await,
             Err(error) => Err(error),
         };
@@ -253,7 +257,7 @@ impl Driver {
     /// Lets the node's ports lead to it. What the node chooses is kept with what is kept next.
     fn publish(&self) -> Result<()> {
         let config = self.capsule.look(|record| record.config.clone());
-        let owner = |id| self.daemon.find(&CapsuleId::to_string(&id)).ok().map(|owner| owner.name());
+        let owner = |id: CapsuleId| self.daemon.find(&id.to_string()).ok().map(|owner| owner.name());
         let ports = self.daemon.networks.publish(&config, owner)?;
         self.capsule.change(|record| record.config.ports = ports);
         Ok(())

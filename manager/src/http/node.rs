@@ -14,7 +14,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{Errors, extract};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, blocking};
 use crate::error::{Error, Result};
 use crate::net::overlay;
 
@@ -94,7 +94,8 @@ pub(crate) async fn endpoints(
 /// What the running capsules use.
 #[utoipa::path(get, path = "/v1/stats", tag = "node", responses((status = OK, body = [Stats]), Errors))]
 pub(crate) async fn stats(State(daemon): State<Arc<Daemon>>) -> Result<Json<Vec<Stats>>> {
-    daemon.stats().map(Json)
+    // It asks dom0 about each interface.
+    blocking(move || daemon.stats()).await?.map(Json)
 }
 
 #[derive(Deserialize, IntoParams)]

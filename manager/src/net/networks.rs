@@ -912,3 +912,178 @@ fn random_port() -> u16 {
     let count = PORTS.end() - PORTS.start() + 1;
     PORTS.start() + u16::from_le_bytes(bytes) % count
 }
+
+#[cfg(test)]
+mod tests {
+    use fcap_api::OverlayPeer;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::super::sim::Sim;
+    use super::super::{Overlay, Peer};
+    use super::*;
+
+    /// A node with a network in memory.
+    struct Node {
+        fabric: Arc<Sim>,
+        store: Store,
+        networks: Networks,
+        _directory: tempfile::TempDir,
+    }
+
+    /// Node 1 or 2 of two.
+    fn node(index: u8) -> Node {
+        let (directory, fabric) = (tempfile::tempdir().unwrap(), Arc::<Sim>::default());
+        let store = Store::open(directory.path()).unwrap();
+        let networks = Networks::load(fabric.clone(), &store).unwrap();
+        networks.ensure();
+        let node = Node { fabric, store, networks, _directory: directory };
+        node.join(index);
+        node
+    }
+
+    impl Node {
+        fn join(&self, index: u8) {
+            let other = 3 - index;
+            let address = Ipv4Addr::from([10, 99, 0, other]);
+            let peer = OverlayPeer { name: format!("node{other}"), address, index: other.into(), url: None };
+            let overlay = Overlay {
+                address: Ipv4Addr::from([10, 99, 0, index]),
+                peers: vec![Peer { address, public_key: None }],
+                private_key: None,
+            };
+            self.networks.join(index.into(), &[peer], &overlay).unwrap();
+        }
+
+        fn capsule(&self, byte: u8, generation: u64) -> Config {
+            let mut config = config(byte, generation);
+            config.networks = self.networks.allocate(&[DEFAULT_NETWORK.into()], false).unwrap();
+            self.networks.enter(&config);
+            config
+        }
+
+        fn run(&self, config: &Config) {
+            self.networks.attach(config).unwrap();
+            self.networks.place(config, 7).unwrap();
+        }
+
+        /// Hears everything from the other one.
+        fn hear(&self, from: &Node, name: &str) {
+            let set = from.networks.own_endpoints().into_values().collect();
+            self.networks.hear(&self.store, name, OverlayUpdate { all: true, set, gone: Vec::new() });
+        }
+
+        fn remotes(&self) -> Vec<Ipv4Addr> {
+            self.fabric.with(|state| state.remotes.iter().map(|remote| remote.ipv4).collect())
+        }
+    }
+
+    fn config(byte: u8, generation: u64) -> Config {
+        serde_json::from_value(json!({
+            "id": CapsuleId([byte; 16]), "name": format!("c{byte}"), "image": "sha256:0",
+            "image_name": "i", "kind": "capsule", "args": [], "env": {}, "labels": {},
+            "memory_kib": 512, "vcpus": 1, "cpu_cap": 0, "weight": 256, "restart": "no",
+            "remove": false, "stdin": false, "initrd": null, "append": null, "created_ms": byte,
+            "generation": generation
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_capsule_that_moves_keeps_its_address_and_everybody_learns_at_once() {
+        let (one, two) = (node(1), node(2));
+        let before = one.capsule(1, 0);
+        one.run(&before);
+        two.hear(&one, "node1");
+        let address = before.networks[0].ipv4;
+        assert_eq!(two.remotes(), [address]);
+
+        // It runs there before it goes from here, and nobody is in doubt.
+        let after = Config { generation: 1, ..before.clone() };
+        two.networks.enter(&after);
+        two.run(&after);
+        two.networks.arrive(&two.store, &after);
+        assert_eq!(two.remotes(), [Ipv4Addr::UNSPECIFIED; 0]);
+        assert_eq!(two.fabric.with(|state| state.announced.clone()), [after.id.0]);
+        one.networks.depart(&one.store, &before, "node2");
+        assert_eq!(one.remotes(), [address]);
+        assert!(one.fabric.with(|state| state.attachments.is_empty()));
+        one.hear(&two, "node2");
+        assert_eq!(one.remotes(), [address]);
+        for node in [&one, &two] {
+            assert_eq!(node.networks.named(DEFAULT_NETWORK, "C1").map(|(v4, _)| v4), Some(address));
+            let name = node.networks.addressed(DEFAULT_NETWORK, address.into());
+            assert_eq!(name.as_deref(), Some("c1"));
+        }
+
+        // The address stays its own where it came from, also for a new daemon.
+        let others = |networks: &Networks| -> usize {
+            let names = [DEFAULT_NETWORK.to_owned()];
+            let given: Vec<_> =
+                std::iter::from_fn(|| networks.allocate(&names, false).ok()).flatten().collect();
+            assert!(given.iter().all(|it| it.ipv4 != address));
+            networks.release(&given);
+            given.len()
+        };
+        assert_eq!(others(&one.networks), 253);
+        let again = Networks::load(one.fabric.clone(), &one.store).unwrap();
+        assert_eq!(others(&again), 253);
+
+        // Once it has been removed there, the address is free here.
+        two.networks.detach(&after);
+        one.hear(&two, "node2");
+        assert_eq!((one.remotes().len(), others(&one.networks)), (0, 253));
+        two.networks.forget(&after);
+        one.hear(&two, "node2");
+        let free = one.networks.allocate(&[DEFAULT_NETWORK.into()], false).unwrap();
+        one.networks.release(&free);
+        let again = Networks::load(one.fabric.clone(), &one.store).unwrap();
+        let given: Vec<_> =
+            std::iter::from_fn(|| again.allocate(&[DEFAULT_NETWORK.into()], false).ok()).flatten().collect();
+        assert_eq!(given.len(), 254);
+    }
+
+    #[test]
+    fn a_capsule_that_comes_back_has_its_address_still() {
+        let (one, two) = (node(1), node(2));
+        let mut config = one.capsule(1, 0);
+        one.run(&config);
+        for generation in 1..5 {
+            let (from, to, name) =
+                if generation % 2 == 1 { (&one, &two, "node2") } else { (&two, &one, "node1") };
+            let before = config.clone();
+            config.generation = generation;
+            to.networks.enter(&config);
+            to.run(&config);
+            to.networks.arrive(&to.store, &config);
+            from.networks.depart(&from.store, &before, name);
+            from.hear(to, name);
+            to.hear(from, if name == "node2" { "node1" } else { "node2" });
+            assert_eq!((from.remotes().len(), to.remotes().len()), (1, 0), "{generation}");
+        }
+        assert_eq!(one.networks.get(DEFAULT_NETWORK).unwrap().capsules, 1);
+    }
+
+    #[test]
+    fn names_make_numbers_and_bridges_that_linux_takes() {
+        for name in ["a", "back", "n-1", &"x".repeat(MAX_NETWORK_NAME)] {
+            assert!(check_name(name).is_ok());
+            let definition = Definition { name: name.into(), subnet: Subnet::ten(9), internal: false };
+            let network = definition.network(DEFAULT_MTU);
+            assert!(network.bridge.len() <= 15, "{}", network.bridge);
+            assert!((VNIS.0..1 << 24).contains(&network.vni));
+            assert!(
+                network.contains(network.gateway4.0.into()) && network.contains(network.gateway6.0.into())
+            );
+            assert!(!network.contains([10, 88, 0, 1].into()));
+        }
+        assert_eq!(Definition::default_network().network(1500).bridge, "fcap0");
+    }
+
+    proptest! {
+        #[test]
+        fn chosen_ports_are_where_nobody_expects_a_service(_ in 0..100) {
+            prop_assert!(PORTS.contains(&random_port()));
+        }
+    }
+}

@@ -321,6 +321,21 @@ async fn a_restarted_capsule_gets_its_network_again() {
 }
 
 #[tokio::test]
+async fn a_restart_without_its_ports_counts_as_one() {
+    let server = Server::start().await;
+    let restart = RestartPolicy::OnFailure { max_retries: Some(2) };
+    let networks = Some(vec!["default".to_owned()]);
+    let ports = vec![port(Some(8080), 80)];
+    let spec = CreateCapsule { networks, ports, restart, ..server.spec("SIM:exit 1", "again").await };
+    server.create(&spec).await;
+    server.fabric.with(|state| state.occupied.insert((Protocol::Tcp, 8080)));
+    let end = server.wait("again").await;
+    assert!(end.message.unwrap().contains("8080/tcp"));
+    assert_eq!(server.capsule("again").await.restarts, 2);
+    assert_nothing_is_left(&server);
+}
+
+#[tokio::test]
 async fn figures_of_all_interfaces_are_added_up() {
     let server = Server::start().await;
     server.start_capsule("SIM:spin", "plain").await;
