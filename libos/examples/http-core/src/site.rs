@@ -45,7 +45,7 @@ impl<'a> Site<'a> {
         let modified = archive.headers().filter(|(_, header)| {
             header.typeflag.try_to_type_flag().is_ok_and(|kind| kind.is_regular_file())
         });
-        let mut files = Vec::new();
+        let mut site = Self { files: Vec::new() };
         for (entry, (_, header)) in archive.entries().zip(modified) {
             let name = entry.filename();
             // A name that is no text can be in no URL that we would find it by.
@@ -55,12 +55,11 @@ impl<'a> Site<'a> {
             let file = File::new(name, entry.data(), modified.unwrap_or(0));
             let path = format!("/{}", name.trim_start_matches("./").trim_start_matches('/'));
             if let Some(folder) = path.strip_suffix("index.html").filter(|folder| folder.ends_with('/')) {
-                files.push((folder.into(), file.clone()));
+                site.insert(folder.into(), file.clone());
             }
-            files.push((path, file));
+            site.insert(path, file);
         }
-        files.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(Self { files })
+        Ok(site)
     }
 
     /// Files, and folders that have an index.
@@ -101,10 +100,22 @@ impl<'a> Site<'a> {
         &[]
     }
 
+    /// Adds a file, instead of one of the same path: an archive's last is what counts.
+    fn insert(&mut self, path: String, file: File<'a>) {
+        match self.place(&path) {
+            Ok(at) => self.files[at].1 = file,
+            Err(at) => self.files.insert(at, (path, file)),
+        }
+    }
+
     fn find(&self, target: &str) -> Option<&File<'a>> {
-        let path = path_of(target)?;
-        let at = self.files.binary_search_by(|(known, _)| known.as_str().cmp(&path)).ok()?;
+        let at = self.place(&path_of(target)?).ok()?;
         Some(&self.files[at].1)
+    }
+
+    /// Where a path is, or would be.
+    fn place(&self, path: &str) -> Result<usize, usize> {
+        self.files.binary_search_by(|(known, _)| known.as_str().cmp(path))
     }
 }
 
@@ -256,9 +267,14 @@ mod tests {
     fn archive() -> Vec<u8> {
         let mut archive = tar::Builder::new(Vec::new());
         let big = vec![7; MAX_COPIED + 1];
-        for (name, body) in
-            [("index.html", INDEX), ("a b/index.html", b"x"), ("./data.bin", &big), ("no-index.html", b"")]
-        {
+        for (name, body) in [
+            ("index.html", INDEX),
+            ("a b/index.html", b"x"),
+            ("./data.bin", &big),
+            ("no-index.html", b""),
+            ("old", b"old"),
+            ("old", b"new"),
+        ] {
             let mut header = tar::Header::new_ustar();
             header.set_size(body.len() as u64);
             header.set_mtime(784_111_777);
@@ -297,6 +313,11 @@ mod tests {
         assert_eq!(get("/index.html?x", "").1.as_bytes(), INDEX);
         assert_eq!(get("http://a/", "").1.as_bytes(), INDEX);
         assert_eq!(get("/a%20b/", "").1, "x");
+    }
+
+    #[test]
+    fn of_two_files_with_one_name_the_last_counts() {
+        assert_eq!(get("/old", "").1, "new");
     }
 
     #[test]
