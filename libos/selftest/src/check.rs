@@ -1,5 +1,6 @@
 //! The checks.
 
+use crate::net::{datagrams_and_names_arrive, ends_of_streams_are_told_apart, streams_carry_bytes_both_ways};
 use alloc::{rc::Rc, sync::Arc};
 use core::{
     cell::{Cell, RefCell},
@@ -50,6 +51,9 @@ pub(crate) async fn all() {
         xenstore_reads_and_writes
         xenstore_transactions_are_all_or_nothing
         xenstore_watches_tell_of_changes
+        streams_carry_bytes_both_ways
+        ends_of_streams_are_told_apart
+        datagrams_and_names_arrive
     }
 }
 

@@ -10,6 +10,7 @@ extern crate alloc;
 
 mod check;
 mod end;
+mod net;
 
 use libos::{env, prelude::*};
 
