@@ -2,4 +2,9 @@
 
 pub mod cloud;
 pub mod density;
+pub mod guest;
+pub mod http;
+pub mod kv;
+pub mod net;
 pub mod run;
+pub mod tcp;

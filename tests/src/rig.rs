@@ -7,12 +7,13 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use fcap_api::PublishedPort;
 use fcap_tools::cloud::{self, Cloud, Flavor, Request, Variant};
 
 use crate::api::Api;
@@ -25,10 +26,21 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Clouds of tests begin with this and the number of their process.
 const PREFIX: &str = "fcap-test-";
 
-/// A node, and the cloud that it is alone in.
+/// A node of a cloud that only the test has.
 pub struct Node {
-    cloud: Cloud,
     node: cloud::Node,
+    cloud: Arc<OwnCloud>,
+}
+
+/// Ends with the last of its nodes.
+struct OwnCloud(Cloud);
+
+impl Drop for OwnCloud {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.down(&|_| ()) {
+            eprintln!("{error}");
+        }
+    }
 }
 
 impl Node {
@@ -42,15 +54,68 @@ impl Node {
         Self::start(Variant::Xl, "small")
     }
 
+    /// The same with a hypervisor that tracks dirty pages of PV guests.
+    pub fn log_dirty() -> anyhow::Result<Self> {
+        Self::start(Variant::XlLogDirty, "small")
+    }
+
+    /// A node of two processors with `xl`, a shell, servers and load generators; dom0 has the
+    /// first processor for itself alone once [`Node::pin`] was called for all its guests.
+    pub fn bench() -> anyhow::Result<Self> {
+        Self::start(Variant::Bench, "medium")
+    }
+
+    /// Two small nodes with `xl` and a shell, in one cloud.
+    pub fn two(encrypt: bool) -> anyhow::Result<[Self; 2]> {
+        Self::pair(Variant::Xl, "small", encrypt)
+    }
+
+    /// Two nodes as [`Node::bench`], in one cloud.
+    pub fn two_bench() -> anyhow::Result<[Self; 2]> {
+        Self::pair(Variant::Bench, "medium", false)
+    }
+
     fn start(variant: Variant, flavor: &str) -> anyhow::Result<Self> {
+        Self::start_all(Request { nodes: 1, flavor: Flavor::named(flavor)?, variant, encrypt: false })?
+            .pop()
+            .context("one node was asked for")
+    }
+
+    fn pair(variant: Variant, flavor: &str, encrypt: bool) -> anyhow::Result<[Self; 2]> {
+        let nodes = Self::start_all(Request { nodes: 2, flavor: Flavor::named(flavor)?, variant, encrypt })?;
+        nodes.try_into().ok().context("two nodes were asked for")
+    }
+
+    fn start_all(request: Request) -> anyhow::Result<Vec<Self>> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         forget_dead()?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let cloud = Cloud::new(&format!("{PREFIX}{}-{number}", std::process::id()))?;
-        let request = Request { nodes: 1, flavor: Flavor::named(flavor)?, variant, encrypt: false };
-        let mut nodes = started_with_us(cloud.clone(), request)?;
-        let node = nodes.pop().context("one node was asked for")?;
-        Ok(Self { cloud, node })
+        let nodes = started_with_us(cloud.clone(), request)?;
+        let cloud = Arc::new(OwnCloud(cloud));
+        Ok(nodes.into_iter().map(|node| Self { node, cloud: cloud.clone() }).collect())
+    }
+
+    /// The command line for its cloud, as users have it: it finds the nodes by itself.
+    pub fn cloud_fcap(&self, args: &[&str]) -> std::process::Command {
+        let mut command = cli::fcap_command(args);
+        command.env("FCAP_CLOUD", self.cloud.0.name());
+        command
+    }
+
+    /// Its name in its cloud.
+    pub fn name(&self) -> &str {
+        &self.node.name
+    }
+
+    /// Makes published ports of it reachable on this computer.
+    pub fn publish(&self, ports: &[PublishedPort]) -> anyhow::Result<()> {
+        Ok(self.cloud.0.publish(&self.node.name, ports)?)
+    }
+
+    /// Keeps dom0 on the first processor and a guest on the second.
+    pub fn pin(&self, domid: u32) -> anyhow::Result<()> {
+        self.sh(&format!("xl vcpu-pin 0 all 0 && xl vcpu-pin {domid} all 1")).map(drop)
     }
 
     /// Speaks to its daemon.
@@ -114,14 +179,6 @@ impl Node {
         let mut bytes = Vec::new();
         shell.read_to_end(&mut bytes)?;
         Ok(bytes)
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if let Err(error) = self.cloud.down(&|_| ()) {
-            eprintln!("{error}");
-        }
     }
 }
 
@@ -190,6 +247,26 @@ pub fn vmlinuz() -> PathBuf {
     cli::tree().join("target/fcap/image/node/vmlinuz")
 }
 
+/// Debian's Linux as a guest, with the servers that capsules are compared with.
+pub mod linux_guest {
+    use std::path::PathBuf;
+
+    use crate::cli;
+
+    /// Its kernel.
+    pub fn kernel() -> PathBuf {
+        cli::tree().join("target/fcap/image/guest/vmlinuz")
+    }
+
+    /// Its file system.
+    pub fn initramfs() -> PathBuf {
+        cli::tree().join("target/fcap/image/guest/initramfs")
+    }
+
+    /// Memory that it needs.
+    pub const MEMORY: &str = "128m";
+}
+
 /// An initramfs with busybox, taken from a node, that runs `script` as its init.
 pub fn busybox_initramfs(node: &Node, script: &str) -> anyhow::Result<Vec<u8>> {
     let init = format!(
@@ -214,4 +291,17 @@ pub fn busybox_initramfs(node: &Node, script: &str) -> anyhow::Result<Vec<u8>> {
     }
     cpio::newc::trailer(&mut archive)?;
     Ok(archive)
+}
+
+/// Adds a file to an initramfs: Linux unpacks archives one after the other, the later over the
+/// earlier.
+pub fn append_file(initramfs: &mut Vec<u8>, path: &str, bytes: &[u8]) {
+    // An archive begins at a multiple of four bytes.
+    initramfs.resize(initramfs.len().next_multiple_of(4), 0);
+    let builder = cpio::NewcBuilder::new(path).mode(0o100_755).nlink(1).ino(1);
+    let len = u32::try_from(bytes.len()).expect("scripts are short");
+    let mut writer = builder.write(&mut *initramfs, len);
+    writer.write_all(bytes).expect("memory takes it");
+    writer.finish().expect("memory takes it");
+    cpio::newc::trailer(initramfs).expect("memory takes it");
 }

@@ -1,12 +1,17 @@
 //! `fcap-bench NAME`: what `cargo xtask bench NAME` runs.
 
 fn main() -> anyhow::Result<()> {
-    let name = std::env::args().nth(1).unwrap_or_default();
-    let figures = match &name[..] {
-        "run" => fcap_tests::bench::run::run()?,
-        "density" => fcap_tests::bench::density::run()?,
-        "cloud" => fcap_tests::bench::cloud::run()?,
-        _ => anyhow::bail!("no benchmark {name:?}; there are run, density, cloud"),
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let figures = match args[..] {
+        ["run"] => fcap_tests::bench::run::run()?,
+        ["run", "--net"] => fcap_tests::bench::net::run()?,
+        ["density"] => fcap_tests::bench::density::run()?,
+        ["cloud"] => fcap_tests::bench::cloud::run()?,
+        ["http"] => fcap_tests::bench::http::run()?,
+        ["kv"] => fcap_tests::bench::kv::run()?,
+        ["tcp"] => fcap_tests::bench::tcp::run()?,
+        _ => anyhow::bail!("no benchmark {args:?}; there are run [--net], density, cloud, http, kv, tcp"),
     };
     println!("{figures}");
     Ok(())

@@ -3,39 +3,64 @@
 //! `fcap-probe run SOCKET REQUEST_JSON MARKER` sends `POST /v1/run` to fcapd and prints the
 //! milliseconds until MARKER is in the answer. `fcap-probe exec MARKER COMMAND [ARGUMENT...]`
 //! starts a command and prints the milliseconds until MARKER is in its output; the command is
-//! then ended. Both read until the peer closes or two minutes have passed. Standard library
-//! only: it is copied into the node as it is.
+//! then ended. Both read until the peer closes or two minutes have passed.
+//!
+//! `fcap-probe create-http SOCKET REQUEST_JSON` sends `POST /v1/capsules` and prints the
+//! milliseconds until the new capsule has answered a first HTTP request; `fcap-probe exec-http
+//! ADDRESS COMMAND [ARGUMENT...]` does the same for a command that starts a guest with that
+//! address. `fcap-probe send|receive ADDRESS:PORT SECONDS` moves bytes to or from `guest-bulk`
+//! and prints Mbit/s. Standard library only: it is copied into the node as it is.
 
 use std::error::Error;
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(120);
+/// Longest wait for a guest that may not be there yet: its kernel would wait a second before it
+/// asks again.
+const TRY: Duration = Duration::from_millis(20);
+/// Bytes moved at a time.
+const PIECE: usize = 128 * 1024;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let elapsed = match &args[..] {
-        ["run", socket, body, marker] => run(socket, body, marker)?,
-        ["exec", marker, program, rest @ ..] => exec(marker, program, rest)?,
-        _ => return Err("usage: fcap-probe run SOCKET REQUEST_JSON MARKER | exec MARKER COMMAND...".into()),
+    let figure = match &args[..] {
+        ["run", socket, body, marker] => ms(run(socket, body, marker)?),
+        ["exec", marker, program, rest @ ..] => ms(exec(marker, program, rest)?),
+        ["create-http", socket, body] => ms(create_http(socket, body)?),
+        ["exec-http", address, program, rest @ ..] => ms(exec_http(address.parse()?, program, rest)?),
+        ["send", address, seconds] => send(address.parse()?, Duration::from_secs(seconds.parse()?))?,
+        ["receive", address, seconds] => receive(address.parse()?, Duration::from_secs(seconds.parse()?))?,
+        _ => return Err("fcap-probe: what it does is in the head of its source".into()),
     };
-    println!("{:.3}", elapsed.as_secs_f64() * 1e3);
+    println!("{figure:.3}");
     Ok(())
 }
 
-fn run(socket: &str, body: &str, marker: &str) -> Result<Duration, Box<dyn Error>> {
-    let start = Instant::now();
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// Sends a request to fcapd.
+fn post(socket: &str, path: &str, body: &str) -> Result<UnixStream, Box<dyn Error>> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(LIMIT))?;
     write!(
         stream,
-        "POST /v1/run HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\n\
          content-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     )?;
+    Ok(stream)
+}
+
+fn run(socket: &str, body: &str, marker: &str) -> Result<Duration, Box<dyn Error>> {
+    let start = Instant::now();
+    let mut stream = post(socket, "/v1/run", body)?;
     let elapsed = time_to(&mut stream, marker, start)?;
     // To the end of the answer, so that the capsule is gone before the next one.
     std::io::copy(&mut stream, &mut std::io::sink())?;
@@ -67,4 +92,78 @@ fn time_to(source: &mut impl Read, marker: &str, start: Instant) -> Result<Durat
         }
     }
     Err(format!("{marker:?} did not come; this did: {:?}", String::from_utf8_lossy(&seen)).into())
+}
+
+fn create_http(socket: &str, body: &str) -> Result<Duration, Box<dyn Error>> {
+    let start = Instant::now();
+    let mut answer = String::new();
+    post(socket, "/v1/capsules", body)?.read_to_string(&mut answer)?;
+    // The one field that is of interest; a parser of JSON would be more than all the rest.
+    let (_, rest) = answer.split_once("\"ipv4\":\"").ok_or_else(|| format!("no address in {answer}"))?;
+    let address = rest.split('"').next().unwrap_or_default().parse()?;
+    first_answer(address)?;
+    Ok(start.elapsed())
+}
+
+fn exec_http(address: Ipv4Addr, program: &str, args: &[&str]) -> Result<Duration, Box<dyn Error>> {
+    let start = Instant::now();
+    let mut child = Command::new(program).args(args).stdin(Stdio::null()).spawn()?;
+    first_answer(address)?;
+    let elapsed = start.elapsed();
+    child.wait()?;
+    Ok(elapsed)
+}
+
+/// Asks for the root page until the first answer.
+fn first_answer(address: Ipv4Addr) -> Result<(), Box<dyn Error>> {
+    let start = Instant::now();
+    while start.elapsed() < LIMIT {
+        let Ok(mut stream) = TcpStream::connect_timeout(&SocketAddr::from((address, 80)), TRY) else {
+            continue;
+        };
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: guest\r\nconnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        if answer.starts_with(b"HTTP/1.1 200") {
+            return Ok(());
+        }
+        return Err(format!("it answered {:?}", String::from_utf8_lossy(&answer)).into());
+    }
+    Err("no answer in two minutes".into())
+}
+
+fn send(address: SocketAddr, time: Duration) -> Result<f64, Box<dyn Error>> {
+    let mut stream = TcpStream::connect(address)?;
+    let start = Instant::now();
+    stream.write_all(b"s")?;
+    let piece = vec![0; PIECE];
+    while start.elapsed() < time {
+        stream.write_all(&piece)?;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    // The server's own count, once it has all.
+    let mut count = [0; 8];
+    stream.read_exact(&mut count)?;
+    Ok(mbit(u64::from_le_bytes(count), start.elapsed()))
+}
+
+fn receive(address: SocketAddr, time: Duration) -> Result<f64, Box<dyn Error>> {
+    let mut stream = TcpStream::connect(address)?;
+    let start = Instant::now();
+    stream.write_all(b"r")?;
+    let mut piece = vec![0; PIECE];
+    let mut count = 0;
+    while start.elapsed() < time {
+        let len = stream.read(&mut piece)?;
+        if len == 0 {
+            return Err("the server ended the connection".into());
+        }
+        count += len as u64;
+    }
+    Ok(mbit(count, start.elapsed()))
+}
+
+fn mbit(bytes: u64, time: Duration) -> f64 {
+    bytes as f64 * 8.0 / 1e6 / time.as_secs_f64()
 }

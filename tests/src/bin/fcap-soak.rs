@@ -14,6 +14,7 @@ fn main() -> anyhow::Result<()> {
     match args.first().map(String::as_str) {
         Some("restart") => soak::restart::run(if short { 5 } else { 50 }, seed),
         Some("churn") => soak::churn::run(if short { 50 } else { 1000 }),
-        _ => anyhow::bail!("which one? there are restart, churn"),
+        Some("net") => soak::net::run(if short { 50 } else { 10_000 }),
+        _ => anyhow::bail!("which one? there are restart, churn, net"),
     }
 }

@@ -1,5 +1,7 @@
 //! Benchmarks and long runs: builds what they need and runs them.
 
+use std::ffi::OsString;
+
 use anyhow::Result;
 
 use crate::image::list::Variant;
@@ -12,17 +14,29 @@ cargo xtask bench NAME
   run      request to first byte of output: fcapd cold and with its pool, and `xl create -c`
   density  200 idle capsules on a node of 1 GiB: what they cost, and what `fcap ps` takes
   cloud    a node from its template to its daemon answering
+  run --net  start to first HTTP response: fcapd, and `xl create` with a network device
+  http     httpd against nginx in a Linux guest: rate, processor time, 99th percentile
+  kv       kv against redis-server in a Linux guest: rate and processor time
+  tcp      bulk throughput against iperf3 in a Linux guest: to and from dom0, between guests
 
 Both sides run alternately in one run. The last line is JSON.";
 
-pub(crate) fn run(args: lexopt::Parser) -> Result<()> {
-    run_binary("fcap-bench", args)
+/// Benchmarks that need a node with servers, and a Linux guest.
+const WITH_PEERS: [&str; 3] = ["http", "kv", "tcp"];
+
+pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
+    let args: Vec<_> = args.raw_args()?.collect();
+    let mut variants = vec![Variant::Node, Variant::Xl];
+    if args.first().is_some_and(|name| WITH_PEERS.iter().any(|peer| name == peer)) {
+        variants.extend([Variant::Bench, Variant::Guest]);
+    }
+    run_binary("fcap-bench", &variants, &args)
 }
 
 /// Builds what benchmarks and long runs need, and runs a binary of `fcap-tests` with `args`.
-pub(crate) fn run_binary(binary: &str, mut args: lexopt::Parser) -> Result<()> {
+pub(crate) fn run_binary(binary: &str, variants: &[Variant], args: &[OsString]) -> Result<()> {
     task_setup::ensure_installed()?;
-    task_build::everything(&[Variant::Node, Variant::Xl])?;
+    task_build::everything(variants)?;
     visibly(&mut cargo(&["build", "--locked", "--release", "--package", "fcap-tests", "--bins"]))?;
-    visibly(program(&[&format!("target/release/{binary}")]).args(args.raw_args()?))
+    visibly(program(&[&format!("target/release/{binary}")]).args(args))
 }

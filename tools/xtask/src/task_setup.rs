@@ -11,7 +11,7 @@ Installs the Debian packages that are missing, saying which and why. Uses sudo u
 root already. Does nothing when nothing is missing.";
 
 /// Package, and what it is for.
-const PACKAGES: [(&str, &str); 7] = [
+const PACKAGES: [(&str, &str); 10] = [
     ("gcc", "linker, and C parts of crates"),
     ("libc6-dev", "linking"),
     ("libxen-dev", "fcapd: headers and libraries of Xen"),
@@ -19,6 +19,9 @@ const PACKAGES: [(&str, &str); 7] = [
     ("qemu-system-x86", "the machines of the local cloud"),
     ("perl-doc", "tests: a long text to count words in"),
     ("bsdutils", "tests: a terminal for fcap"),
+    ("curl", "tests: a client of published ports"),
+    ("wrk", "tests: many clients of published ports"),
+    ("redis-tools", "tests: redis-benchmark against kv"),
 ];
 
 pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::image::list::Variant;
 use crate::task_bench;
 
 pub(crate) const HELP: &str = "\
@@ -9,9 +10,11 @@ cargo xtask soak NAME [--short] [--seed N]
 
   restart  fcapd is killed 50 times at random moments under 20 counting capsules
   churn    1,000 capsules are made and destroyed in a row
+  net      10,000 capsules with network and published ports are started and stopped in a row
   --short  what the tests run
   --seed   repeats a run that has printed its seed";
 
-pub(crate) fn run(args: lexopt::Parser) -> Result<()> {
-    task_bench::run_binary("fcap-soak", args)
+pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
+    let args: Vec<_> = args.raw_args()?.collect();
+    task_bench::run_binary("fcap-soak", &[Variant::Node, Variant::Xl], &args)
 }

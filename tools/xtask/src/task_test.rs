@@ -17,8 +17,10 @@ Formatting, clippy with warnings denied, documentation, unit and property tests,
 tests on real Xen: one line a suite. The whole output is in target/logs.
   --quick  without real Xen";
 
-/// Lines of a failed suite's output that are shown.
+/// Lines of a failed suite's output that are shown, where it does not say itself what failed.
 const TAIL: usize = 60;
+/// Most lines of output of failed tests that are shown.
+const MOST: usize = 400;
 
 #[derive(Default)]
 struct Tally {
@@ -42,8 +44,7 @@ impl Tally {
         let verdict = if failed == 0 { "ok" } else { "FAILED" };
         println!("{verdict:>6}  {name:<24} {passed:>4} passed, {failed} failed  ({:.0} s)", done.seconds);
         if failed > 0 {
-            let lines: Vec<_> = done.output.lines().collect();
-            println!("{}", lines[lines.len().saturating_sub(TAIL)..].join("\n"));
+            println!("{}", failures(&done.output));
             println!(
                 "the whole output is in {}",
                 done.log.strip_prefix(tree()).unwrap_or(&done.log).display()
@@ -93,7 +94,7 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
 
 fn end_to_end(t: &mut Tally) -> Result<()> {
     eprintln!("     ... build");
-    task_build::everything(&[Variant::Node, Variant::Xl])?;
+    task_build::everything(&[Variant::Node, Variant::Xl, Variant::Guest])?;
     for package in ["libos/examples", "tests/guests"] {
         let manifest = format!("{package}/Cargo.toml");
         let name = package.replace('/', " ");
@@ -128,6 +129,7 @@ fn end_to_end(t: &mut Tally) -> Result<()> {
         )?;
         t.suite("soak restart", &mut program(&["target/release/fcap-soak", "restart", "--short"]))?;
         t.suite("soak churn", &mut program(&["target/release/fcap-soak", "churn", "--short"]))?;
+        t.suite("soak net", &mut program(&["target/release/fcap-soak", "net", "--short"]))?;
     }
     Ok(())
 }
@@ -146,6 +148,30 @@ fn counts(output: &str) -> (u32, u32) {
     sum
 }
 
+/// What a failed suite has to say: the output of failed tests, and their names, as libtest lists
+/// them; of other commands the end.
+fn failures(output: &str) -> String {
+    let mut lines = Vec::new();
+    let mut inside = false;
+    for line in output.lines() {
+        // Once before the tests' output and once before their names.
+        inside |= line == "failures:";
+        inside &= !line.starts_with("test result:");
+        if inside {
+            lines.push(line);
+        }
+    }
+    if lines.is_empty() {
+        lines = output.lines().collect();
+        lines.drain(..lines.len().saturating_sub(TAIL));
+    }
+    if lines.len() > MOST {
+        // The names are at the end, the first failure at the beginning.
+        lines.splice(MOST / 2..lines.len() - MOST / 2, ["[...]"]);
+    }
+    lines.join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,5 +182,30 @@ mod tests {
                       test result: FAILED. 3 passed; 2 failed; 1 ignored";
         assert_eq!(counts(output), (15, 2));
         assert_eq!(counts("nothing"), (0, 0));
+    }
+
+    #[test]
+    fn failed_tests_are_shown_with_their_output() {
+        let output = "running 2 tests\ntest a ... ok\ntest b ... FAILED\n\nfailures:\n\n---- b stdout ----\n\
+                      it went wrong\n\n\nfailures:\n    b\n\ntest result: FAILED. 1 passed; 1 failed\n\
+                      running 1 test\ntest c ... ok\ntest result: ok. 1 passed; 0 failed\n";
+        let shown = failures(output);
+        assert!(shown.contains("it went wrong") && shown.contains("    b"), "{shown}");
+        assert!(!shown.contains("test c"), "{shown}");
+    }
+
+    #[test]
+    fn of_other_commands_the_end_is_shown() {
+        let output: String = (0..1000).map(|i| format!("line {i}\n")).collect();
+        let shown = failures(&output);
+        assert!(shown.starts_with("line 940\n") && shown.ends_with("line 999"), "{shown}");
+    }
+
+    #[test]
+    fn very_long_failures_are_cut_in_the_middle() {
+        let output: String = (0..1000).map(|i| format!("line {i}\n")).collect();
+        let shown = failures(&format!("failures:\n{output}failures:\n    b\ntest result: FAILED."));
+        assert!(shown.contains("line 0\n") && shown.ends_with("    b"), "{shown}");
+        assert_eq!(shown.lines().count(), MOST + 1);
     }
 }
