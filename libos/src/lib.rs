@@ -17,7 +17,7 @@
 //! Linked with this crate by `fcap build`, it becomes an image that boots as a
 //! paravirtualized Xen guest, with one virtual processor and one address space.
 //! The API is shaped like `std` and tokio: [`spawn`], [`time`], [`mod@env`], [`io`],
-//! [`process`], [`random`], [`signal`], [`net`]. Closer to Xen are [`xenstore`],
+//! [`process`], [`random`], [`signal`], [`net`], [`lifecycle`]. Closer to Xen are [`xenstore`],
 //! [`evtchn`] and [`gnttab`].
 //!
 //! # Layers
@@ -47,14 +47,18 @@
 //! - `net` has one task that moves packets between `netfront`, the card, and the crate
 //!   `fcap-libos-net`, which is TCP/IP without Xen and is tested on the host. `xenbus`
 //!   follows the card's backend, which may go away and return.
+//! - `suspend` brings everything to rest and lets it go on, here or in another domain: its
+//!   list of subsystems is the order. `dirty` tells the host meanwhile which pages have
+//!   changed and which it need not copy, from the processor's dirty bits and the heap's lists.
+//!   [`lifecycle`] is what the application sees of it.
 //! - `end` is every way out: it leaves kind, exit code, message and backtrace in
 //!   the console page for the manager, and powers the domain off.
 //!
 //! # What is linked
-//! Only what is used. No subsystem registers itself; each is reached through the
-//! functions that the application calls, and sets itself up when first called.
-//! Started for every application that ever waits is only `signal`, which watches
-//! for the request to stop.
+//! Only what is used. No subsystem registers itself before it is used; each is reached through
+//! the functions that the application calls, and sets itself up when first called.
+//! Started for every application that ever waits are only `signal` and `suspend`, which
+//! watch for the requests to stop and to suspend.
 //!
 //! # Limits
 //! - 64 KiB of stack, below which nothing is mapped: what needs more belongs on

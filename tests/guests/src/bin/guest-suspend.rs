@@ -84,7 +84,10 @@ async fn main() {
     });
     lifecycle::on_resume({
         let say = say.clone();
-        move |place| say(format_args!("resume {place:?} random {:x}", random::u64()))
+        move |place| {
+            let name = env::capsule_name().unwrap_or_default();
+            say(format_args!("resume {place:?} random {:x} {name}", random::u64()));
+        }
     });
 
     spawn({
