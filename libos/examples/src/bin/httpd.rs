@@ -30,7 +30,7 @@ use http_core::{
 };
 use libos::{
     env,
-    net::{TcpListener, TcpStream},
+    net::{Ipv6Addr, TcpListener, TcpStream},
     prelude::*,
     process, signal, spawn,
     time::{Duration, Instant, SystemTime},
@@ -61,7 +61,10 @@ struct Server {
 async fn main() -> Result<(), String> {
     let port = port(env::args().nth(1), 80)?;
     let site = Site::from_tar(ARCHIVE).map_err(|error| format!("the archive is broken: {error}"))?;
-    let listener = TcpListener::bind(("::", port)).await.map_err(|error| format!("port {port}: {error}"))?;
+    // An address, not a name: so no resolver is linked.
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+        .await
+        .map_err(|error| format!("port {port}: {error}"))?;
     println!("{} files at port {port}", site.len());
     let server = Rc::new(Server {
         site,

@@ -29,7 +29,7 @@ use kv_core::{
 };
 use libos::{
     env,
-    net::{TcpListener, TcpStream},
+    net::{Ipv6Addr, TcpListener, TcpStream},
     prelude::*,
     random, spawn,
     time::{Duration, Instant},
@@ -60,7 +60,10 @@ struct Server {
 async fn main() -> Result<(), String> {
     let port = port(env::args().nth(1), 6379)?;
     let memory = Memory::new(free_heap() / 8 * SHARE);
-    let listener = TcpListener::bind(("::", port)).await.map_err(|error| format!("port {port}: {error}"))?;
+    // An address, not a name: so no resolver is linked.
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+        .await
+        .map_err(|error| format!("port {port}: {error}"))?;
     println!("{} KiB for keys and values at port {port}", memory.limit() / 1024);
     let server = Rc::new(Server {
         slots: Slots::new(CONNECTIONS),

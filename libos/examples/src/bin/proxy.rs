@@ -32,7 +32,7 @@ use http_core::{
 };
 use libos::{
     env,
-    net::{OwnedReadHalf, OwnedWriteHalf, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv6Addr, OwnedReadHalf, OwnedWriteHalf, SocketAddr, TcpListener, TcpStream},
     prelude::*,
     spawn,
     time::{Duration, Instant, SystemTime, timeout},
@@ -83,7 +83,9 @@ async fn main() -> Result<(), String> {
         None => return Err(usage.into()),
     };
     let port = port(args.next(), if is_http { 80 } else { to_port })?;
-    let listener = TcpListener::bind(("::", port)).await.map_err(|error| format!("port {port}: {error}"))?;
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+        .await
+        .map_err(|error| format!("port {port}: {error}"))?;
     println!("port {port} goes to {host}:{to_port}");
     let target = Rc::new(Target { host: host.into(), port: to_port, kept: RefCell::default() });
     let slots = Slots::new(CONNECTIONS);
