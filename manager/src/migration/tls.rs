@@ -288,32 +288,56 @@ fn split(socket: TcpStream, mut connection: Connection) -> io::Result<(Reader, W
     socket.set_write_timeout(Some(LOOK))?;
     let shared = Arc::new(Shared { connection: Mutex::new(connection), socket });
     let writer = Writer { shared: shared.clone(), pending: Vec::new() };
-    Ok((Reader { shared }, writer, peer))
+    Ok((Reader { shared, arrived: Vec::new(), fed: 0 }, writer, peer))
 }
 
 /// Reads from a connection. Waits for a second at most.
 pub struct Reader {
     shared: Arc<Shared>,
+    /// What came from the socket.
+    arrived: Vec<u8>,
+    /// How much of it has been decrypted.
+    fed: usize,
+}
+
+impl Reader {
+    /// Decrypts until there is something to read or nothing left to decrypt; the library holds
+    /// only so much, and takes no more before that is read.
+    fn decrypt(&mut self, connection: &mut Connection) -> io::Result<()> {
+        while self.fed < self.arrived.len() {
+            let mut rest = &self.arrived[self.fed..];
+            connection.read_tls(&mut rest)?;
+            self.fed = self.arrived.len() - rest.len();
+            let state = connection.process_new_packets().map_err(io::Error::other)?;
+            if state.plaintext_bytes_to_read() > 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Read for Reader {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let shared = self.shared.clone();
         loop {
-            match self.shared.connection().reader().read(bytes) {
+            let mut connection = shared.connection();
+            match connection.reader().read(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 other => return other,
             }
+            if self.fed < self.arrived.len() {
+                self.decrypt(&mut connection)?;
+                continue;
+            }
             // The writer can go on meanwhile.
-            let mut arrived = vec![0; PIECE];
-            let len = (&self.shared.socket).read(&mut arrived)?;
-            let mut connection = self.shared.connection();
-            let mut rest = &arrived[..len];
-            loop {
-                connection.read_tls(&mut rest)?;
-                connection.process_new_packets().map_err(io::Error::other)?;
-                if rest.is_empty() {
-                    break;
-                }
+            drop(connection);
+            self.fed = 0;
+            self.arrived.resize(PIECE, 0);
+            let read = (&shared.socket).read(&mut self.arrived);
+            self.arrived.truncate(read.as_ref().map_or(0, |len| *len));
+            if read? == 0 {
+                shared.connection().read_tls(&mut io::empty())?;
             }
         }
     }
@@ -400,7 +424,10 @@ mod tests {
             let (mut reader, mut writer, from) = b.accept(listener.accept().unwrap().0).unwrap();
             assert_eq!(from, expected);
             let mut bytes = vec![0; 300_000];
-            reader.read_exact(&mut bytes).unwrap();
+            // In small pieces: more comes than is taken.
+            for piece in bytes.chunks_mut(1000) {
+                reader.read_exact(piece).unwrap();
+            }
             writer.write_all(&bytes).unwrap();
             writer.flush().unwrap();
         });
