@@ -358,7 +358,8 @@ mod tests {
     #[test]
     fn places_that_cannot_be_are_refused() {
         assert!(check(&overlay()).is_ok());
-        let cases: [(fn(&mut Overlay), &str); 9] = [
+        type Change = fn(&mut Overlay);
+        let cases: [(Change, &str); 9] = [
             (|it| it.secret = "short".into(), "secret"),
             (|it| it.secret = "0123456789 abcdef".into(), "secret"),
             (|it| it.index = 0, "numbered from 1"),
