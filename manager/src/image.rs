@@ -122,7 +122,7 @@ pub struct Image {
     pub kernel: Option<Kernel>,
     /// Size of the file as it came.
     pub file_size: u64,
-    /// Whether it is a capsule with the section [`NETWORK_SECTION`].
+    /// Whether it is a capsule with the section `.fcap.net`.
     pub wants_network: bool,
 }
 

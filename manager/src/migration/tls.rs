@@ -3,7 +3,7 @@
 //! Nobody signs the certificates. Each side is told the fingerprint of the other's by the client,
 //! who has authenticated both nodes, and takes no other: so both are authenticated.
 //!
-//! [`split`] makes a reader and a writer of a connection, for two threads.
+//! A connection is parted into a reader and a writer, for two threads.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
