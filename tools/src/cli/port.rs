@@ -5,6 +5,7 @@ use crate::output::{self, DataFormat};
 use crate::target::Globals;
 use anyhow::bail;
 use fcap_api::{Capsule, Protocol, PublishPort, PublishedPort};
+use std::net::Ipv4Addr;
 
 /// Shows which ports of its node lead to a capsule
 #[derive(Debug, clap::Args)]
@@ -39,7 +40,10 @@ impl Args {
         match self.output {
             Some(format) => output::data(format, &ports)?,
             None => {
-                let line = |it: &PublishedPort| format!("{}/{} -> {}\n", it.port, it.protocol, it.host_port);
+                // On a node by itself published ports are open on all its addresses.
+                let host = if forwards.any() { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+                let line =
+                    |it: &PublishedPort| format!("{}/{} -> {host}:{}\n", it.port, it.protocol, it.host_port);
                 output::print(&ports.iter().map(line).collect::<String>())?;
             }
         }
