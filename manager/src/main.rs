@@ -32,7 +32,7 @@ struct Args {
     /// Address to serve the API on; needs a token
     #[arg(long, value_name = "ADDRESS:PORT", requires = "token_file")]
     listen: Option<SocketAddr>,
-    /// Address to take capsules in on that come from other nodes [default: 0.0.0.0:7071, none when simulating]
+    /// Address to take capsules in on that come from other nodes [default: 0.0.0.0:7072, none when simulating]
     #[arg(long, value_name = "ADDRESS:PORT")]
     migrate_listen: Option<SocketAddr>,
     /// Unix socket to serve the API on

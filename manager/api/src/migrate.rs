@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::ErrorBody;
 
 /// The port that nodes move capsules over unless told otherwise.
-pub const MIGRATION_PORT: u16 = 7071;
+pub const MIGRATION_PORT: u16 = 7072;
 /// Media type of a saved capsule.
 pub const IMAGE_MEDIA_TYPE: &str = "application/x-fcap-image";
 /// Media type of [`Progress`], one a line.
@@ -48,7 +48,7 @@ pub struct Invitation {
 pub struct Ticket {
     /// Name of the node.
     pub node: String,
-    /// Where other nodes reach it, "10.99.0.2:7071".
+    /// Where other nodes reach it, "10.99.0.2:7072".
     pub address: String,
     /// Fingerprint of its certificate.
     pub fingerprint: String,
