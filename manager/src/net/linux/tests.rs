@@ -47,12 +47,24 @@ fn sh(command: &str) {
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Puts this thread into a new network namespace.
+fn separate() {
+    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    sh("ip link set lo up");
+    // Nodes do not have it: it shows to iptables what is within a bridge.
+    let iptables = std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
+    if iptables.exists() {
+        fs::write(iptables, "0").unwrap();
+        fs::write(iptables.with_file_name("bridge-nf-call-ip6tables"), "0").unwrap();
+        fs::write(iptables.with_file_name("bridge-nf-call-arptables"), "0").unwrap();
+    }
+}
+
 /// Does `work` in a new network namespace, which ends with it.
 fn elsewhere<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            sh("ip link set lo up");
+            separate();
             work()
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -70,13 +82,11 @@ impl Place {
         let (work, todo) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
         let (name, named) = mpsc::channel();
         thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            separate();
             name.send(gettid().as_raw()).unwrap();
             todo.into_iter().for_each(|work| work());
         });
-        let place = Self { work, thread: named.recv().unwrap() };
-        place.sh("ip link set lo up");
-        place
+        Self { work, thread: named.recv().unwrap() }
     }
 
     fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -117,8 +127,29 @@ fn attachment(network: &Network, number: u8) -> Attachment {
     }
 }
 
-/// Gives a capsule its place in a network, in the order of a real start, and lets it run.
+/// Gives a capsule its place in a network, in the order of a real start, and lets it run until it
+/// has reached its gateway.
 fn guest(fabric: &Linux, network: &Network, number: u8) -> Place {
+    let place = arriving_guest(fabric, network, number);
+    wait_until_up(&place, network, number);
+    place
+}
+
+/// Waits until frames of a capsule get through, which is some time after both ends are up.
+fn wait_until_up(place: &Place, network: &Network, number: u8) {
+    let attachment = attachment(network, number);
+    let gateway = IpAddr::from(network.gateway4.0);
+    let name_server = UdpSocket::bind((gateway, 53)).unwrap();
+    name_server.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while name_server.recv(&mut [0; 100]).is_err() {
+        assert!(std::time::Instant::now() < deadline, "the interface is not taken up");
+        send(place, attachment.ipv4, gateway, 53, b"is it up?");
+    }
+}
+
+/// As [`guest`], for one that gets no frames yet: they go to another node.
+fn arriving_guest(fabric: &Linux, network: &Network, number: u8) -> Place {
     let attachment = attachment(network, number);
     let place = Place::new();
     fabric.attach(&attachment).unwrap();
@@ -134,15 +165,6 @@ fn guest(fabric: &Linux, network: &Network, number: u8) -> Place {
          ip route add default via {}",
         attachment.ipv4, attachment.ipv6, network.gateway4.0
     ));
-    let attached = || {
-        let state = fabric.shared.state();
-        state.attachments[&(attachment.capsule, 0)].port.is_some()
-    };
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !attached() {
-        assert!(std::time::Instant::now() < deadline, "the interface is not taken up");
-        thread::yield_now();
-    }
     place
 }
 
@@ -255,11 +277,11 @@ fn a_capsule_has_no_name_but_its_own() {
         let stolen = Ipv4Addr::new(10, 88, 1, 77);
         one.sh(format!("ip address add {stolen}/32 dev eth0; ip address add {GATEWAY}/32 dev eth0"));
         send(&one, stolen, second.ipv4, 1000, b"stolen");
-        let after_arp = denied(&fabric, 1);
-        assert!(after_arp >= 1);
-        // Without ARP.
+        assert!(denied(&fabric, 1) >= 1);
+        // Without ARP; what waited for its answer is sent at once.
         let mac = second.mac.map(|byte| format!("{byte:02x}")).join(":");
         one.sh(format!("ip neighbour replace {} lladdr {mac} dev eth0 nud permanent", second.ipv4));
+        let after_arp = denied(&fabric, 1);
         send(&one, stolen, second.ipv4, 1000, b"stolen");
         send(&one, GATEWAY, second.ipv4, 1000, b"gateway");
         assert_eq!(denied(&fabric, 1), after_arp + 2);
@@ -510,11 +532,15 @@ fn one_network_spans_nodes_and_carries_only_what_is_for_somebody() {
     assert_eq!(sent(&nodes[0]), before + 1);
 
     // The capsule comes over: first its place is prepared, then it is here.
-    let come = nodes[0].with(|fabric, network| guest(fabric, network, 2));
+    let come = nodes[0].with(|fabric, network| arriving_guest(fabric, network, 2));
     let here = listen(&come, second.ipv4, 1000);
     send(&guests[0], first.ipv4, second.ipv4, 1000, b"still there");
     assert_eq!(next(&socket).0, b"still there");
     nodes[0].with(|fabric, _| fabric.announce([2; 16]).unwrap());
+    let come = nodes[0].with(move |_, network| {
+        wait_until_up(&come, network, 2);
+        come
+    });
     send(&guests[0], first.ipv4, second.ipv4, 1000, b"here");
     assert_eq!(next(&here).0, b"here");
     assert!(has_none(&socket));
