@@ -19,6 +19,8 @@ const PACKAGES: [(&str, &str); 10] = [
     ("qemu-system-x86", "the machines of the local cloud"),
     ("perl-doc", "tests: a long text to count words in"),
     ("bsdutils", "tests: a terminal for fcap"),
+    ("nftables", "tests: dom0's packet filter, in a network namespace"),
+    ("iproute2", "tests: devices in network namespaces"),
     ("curl", "tests: a client of published ports"),
     ("wrk", "tests: many clients of published ports"),
     ("redis-tools", "tests: redis-benchmark against kv"),
