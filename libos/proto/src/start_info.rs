@@ -62,15 +62,3 @@ const _: () = {
     assert!(offset_of!(StartInfo, cmd_line) == 128);
     assert!(offset_of!(StartInfo, first_p2m_pfn) == 1152);
 };
-
-impl StartInfo {
-    /// Whether the builder speaks the interface that this describes.
-    pub fn is_valid(&self) -> bool {
-        self.magic.starts_with(MAGIC)
-    }
-
-    /// The command line without its zero byte.
-    pub fn command_line(&self) -> &[u8] {
-        self.cmd_line.split(|&byte| byte == 0).next().unwrap_or(&[])
-    }
-}
