@@ -227,6 +227,6 @@ mod tests {
     fn the_slowest_rate_is_not_none() {
         assert_eq!(rate(0), "1,50000");
         assert_eq!(rate(1), "6,50000");
-        assert_eq!(rate(u32::MAX), "26843545587,50000");
+        assert_eq!(rate(u32::MAX), "26843545593,50000");
     }
 }
