@@ -11,7 +11,7 @@ Installs the Debian packages that are missing, saying which and why. Uses sudo u
 root already. Does nothing when nothing is missing.";
 
 /// Package, and what it is for.
-const PACKAGES: [(&str, &str); 10] = [
+const PACKAGES: [(&str, &str); 12] = [
     ("gcc", "linker, and C parts of crates"),
     ("libc6-dev", "linking"),
     ("libxen-dev", "fcapd: headers and libraries of Xen"),
