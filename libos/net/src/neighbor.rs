@@ -4,14 +4,15 @@
 //! for each packet. A proxy that opens connections to ten servers would wait nine seconds.
 
 use crate::link::Mac;
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::vec::Vec;
 use core::net::IpAddr;
 use smoltcp::time::{Duration, Instant};
 
 /// Entries, so that a link full of strangers does not use up memory.
 const ENTRIES_MAX: usize = 1024;
-/// Packets kept for neighbours that have not answered.
-const QUEUED_MAX: usize = 64;
+/// Packets kept for neighbours that have not answered: who opens many connections at once would
+/// otherwise have to ask again for some of them, a second later.
+const QUEUED_MAX: usize = 256;
 /// Longest packet that is kept; TCP sends larger ones again.
 const QUEUED_LEN_MAX: usize = 2048;
 /// Questions before giving up.
@@ -24,7 +25,8 @@ const FRESH: Duration = Duration::from_secs(60);
 /// The neighbours of an interface.
 #[derive(Debug, Default)]
 pub(crate) struct Neighbors {
-    entries: BTreeMap<IpAddr, Entry>,
+    /// By address. Most links have few neighbours, and all have few that come and go.
+    entries: Vec<(IpAddr, Entry)>,
     /// Those who have been asked and have not answered.
     asked: Vec<IpAddr>,
     /// Packets that wait for answers.
@@ -65,12 +67,8 @@ impl Neighbors {
         {
             return Answer::Found(mac);
         }
-        if !self.entries.contains_key(&address) {
-            self.make_room();
-            let entry = Entry { mac: None, since: now, questions: 0, next_question: now };
-            self.entries.insert(address, entry);
-        }
-        let entry = self.entries.get_mut(&address).expect("it was just made");
+        let at = self.find(address).unwrap_or_else(|_| self.insert(address, None, now));
+        let entry = &mut self.entries[at].1;
         let ask = match entry.mac {
             Some(_) => now >= entry.since + FRESH && entry.may_ask(now),
             None => entry.may_ask(now),
@@ -108,15 +106,12 @@ impl Neighbors {
     /// Neighbours about whom nobody has asked are learned only if `create` is set, as it is for
     /// those who ask for us and whom we shall answer.
     pub(crate) fn learn(&mut self, address: IpAddr, mac: Mac, create: bool, now: Instant) -> Vec<Vec<u8>> {
-        if !mac.is_unicast() || !(self.entries.contains_key(&address) || create) {
+        if !mac.is_unicast() || !(create || self.find(address).is_ok()) {
             return Vec::new();
-        }
-        if !self.entries.contains_key(&address) {
-            self.make_room();
         }
         self.last = None;
         self.asked.retain(|&asked| asked != address);
-        self.entries.insert(address, Entry { mac: Some(mac), since: now, questions: 0, next_question: now });
+        self.insert(address, Some(mac), now);
         self.queued.extract_if(.., |(to, _)| *to == address).map(|(_, packet)| packet).collect()
     }
 
@@ -125,7 +120,10 @@ impl Neighbors {
         let mut ask = Vec::new();
         let mut given_up = Vec::new();
         for &address in &self.asked {
-            let Some(entry) = self.entries.get_mut(&address) else { continue };
+            let Ok(at) = self.entries.binary_search_by_key(&address, |&(address, _)| address) else {
+                continue;
+            };
+            let entry = &mut self.entries[at].1;
             if now < entry.next_question {
                 continue;
             }
@@ -143,8 +141,8 @@ impl Neighbors {
 
     /// When [`Self::due`] has something to do.
     pub(crate) fn due_at(&self) -> Option<Instant> {
-        let entries = self.asked.iter().filter_map(|address| self.entries.get(address));
-        entries.map(|entry| entry.next_question).min()
+        let entries = self.asked.iter().filter_map(|&address| self.find(address).ok());
+        entries.map(|at| self.entries[at].1.next_question).min()
     }
 
     /// Forgets everything, as when the link is another one.
@@ -152,16 +150,32 @@ impl Neighbors {
         *self = Self::default();
     }
 
-    fn make_room(&mut self) {
-        if self.entries.len() >= ENTRIES_MAX {
-            let oldest =
-                self.entries.iter().min_by_key(|(_, entry)| entry.since).map(|(&address, _)| address);
-            oldest.into_iter().for_each(|address| self.forget(address));
+    /// Where the entry of an address is, or would be.
+    fn find(&self, address: IpAddr) -> Result<usize, usize> {
+        self.entries.binary_search_by_key(&address, |&(address, _)| address)
+    }
+
+    /// Makes the entry of an address, in the place of the one that it may have; returns where it
+    /// is. The oldest gives way.
+    fn insert(&mut self, address: IpAddr, mac: Option<Mac>, now: Instant) -> usize {
+        let entry = Entry { mac, since: now, questions: 0, next_question: now };
+        if let Ok(at) = self.find(address) {
+            self.entries[at].1 = entry;
+            return at;
         }
+        if self.entries.len() >= ENTRIES_MAX {
+            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.since);
+            oldest.map(|&(address, _)| address).into_iter().for_each(|address| self.forget(address));
+        }
+        let at = self.find(address).unwrap_or_else(|at| at);
+        self.entries.insert(at, (address, entry));
+        at
     }
 
     fn forget(&mut self, address: IpAddr) {
-        self.entries.remove(&address);
+        if let Ok(at) = self.find(address) {
+            self.entries.remove(at);
+        }
         self.asked.retain(|&asked| asked != address);
         self.queued.retain(|(to, _)| *to != address);
         self.last = None;
@@ -196,12 +210,13 @@ mod tests {
         let mut neighbors = Neighbors::default();
         assert_eq!(neighbors.look_up(address(1), at(0)), Answer::Wait { ask: true });
         assert_eq!(neighbors.look_up(address(1), at(1)), Answer::Wait { ask: false });
-        for n in 0..70 {
-            neighbors.queue(address(1), &[n]);
+        let packets: Vec<_> = (0..QUEUED_MAX + 6).map(|n| n.to_be_bytes()).collect();
+        for packet in &packets {
+            neighbors.queue(address(1), packet);
         }
         neighbors.queue(address(1), &[0; 3000]);
         let queued = neighbors.learn(address(1), MAC, false, at(5));
-        assert_eq!(queued, (6..70).map(|n| vec![n]).collect::<Vec<_>>());
+        assert_eq!(queued, packets[6..]);
         assert_eq!(neighbors.look_up(address(1), at(6)), Answer::Found(MAC));
         assert_eq!(neighbors.due_at(), None);
     }
@@ -246,8 +261,8 @@ mod tests {
             neighbors.learn(address(n), MAC, true, at(i64::from(n)));
         }
         assert_eq!(neighbors.entries.len(), ENTRIES_MAX);
-        assert!(neighbors.entries.contains_key(&address(4999)));
+        assert!(neighbors.find(address(4999)).is_ok());
         neighbors.learn(address(9999), Mac::BROADCAST, true, at(0));
-        assert!(!neighbors.entries.contains_key(&address(9999)));
+        assert!(neighbors.find(address(9999)).is_err());
     }
 }

@@ -10,11 +10,12 @@ use crate::{
     udp::{listens_on, overlap},
 };
 use alloc::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BinaryHeap, VecDeque},
     vec,
     vec::Vec,
 };
 use core::{
+    cmp::Reverse,
     net::{IpAddr, SocketAddr},
     task::{Poll, Waker},
 };
@@ -43,6 +44,8 @@ const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(300);
 const KEEP_ALIVE_QUESTIONS: u32 = 4;
 /// For a connection to end that the application has let go of.
 const LINGER: Duration = Duration::from_secs(30);
+/// Timers that are there before those are looked for that nobody has any more.
+const TIMERS_MIN: usize = 64;
 /// What delayed acknowledgements wait for company.
 const ACK_DELAY: Duration = Duration::from_millis(10);
 /// The next look at a connection that seems to have something to do, and could not.
@@ -74,7 +77,8 @@ pub(crate) struct Tcp {
     listeners: Slab<Listener>,
     /// Connections that may have something to send.
     dirty: VecDeque<usize>,
-    timers: BTreeSet<(Instant, usize)>,
+    /// The earliest first. Those that their connection does not have any more are passed over.
+    timers: BinaryHeap<Reverse<(Instant, usize)>>,
     /// Bytes in buffers.
     memory: usize,
     memory_max: usize,
@@ -172,7 +176,7 @@ impl Tcp {
             flows: BTreeMap::new(),
             listeners: Slab::new(),
             dirty: VecDeque::new(),
-            timers: BTreeSet::new(),
+            timers: BinaryHeap::new(),
             memory: 0,
             memory_max,
         }
@@ -183,7 +187,7 @@ impl Tcp {
     }
 
     pub(crate) fn next_timer(&self) -> Option<Instant> {
-        self.timers.first().map(|&(at, _)| at)
+        self.timers.peek().map(|&Reverse((at, _))| at)
     }
 
     pub(crate) fn connections(&self) -> usize {
@@ -255,9 +259,6 @@ impl Tcp {
         let Some(connection) = self.connections.remove(id) else { return };
         self.memory -= connection.memory;
         self.flows.remove(&connection.key());
-        if let Some(at) = connection.timer {
-            self.timers.remove(&(at, id));
-        }
         if connection.dirty {
             self.dirty.retain(|&dirty| dirty != id);
         }
@@ -391,11 +392,14 @@ impl Tcp {
 
     /// Marks the connections whose time has come.
     pub(crate) fn fire(&mut self, now: Instant) {
-        while let Some(&(at, id)) = self.timers.first()
+        while let Some(&Reverse((at, id))) = self.timers.peek()
             && at <= now
         {
-            self.timers.pop_first();
-            let connection = &mut self.connections[id];
+            self.timers.pop();
+            let Some(connection) = self.connections.get_mut(id) else { continue };
+            if connection.timer != Some(at) {
+                continue;
+            }
             connection.timer = None;
             if connection.ends.is_some_and(|ends| ends <= now) {
                 connection.ends = None;
@@ -442,17 +446,19 @@ impl Tcp {
     fn set_timer(&mut self, id: usize, at: Option<Instant>) {
         let Some(at) = at else { return };
         let connection = &mut self.connections[id];
-        match connection.timer {
-            // It fires early, and is set again then: timers are mostly put off, as long as
-            // acknowledgements come.
-            Some(earlier) if earlier <= at => return,
-            Some(later) => {
-                self.timers.remove(&(later, id));
-            }
-            None => {}
+        // It fires early, and is set again then: timers are mostly put off, as long as
+        // acknowledgements come.
+        if connection.timer.is_some_and(|earlier| earlier <= at) {
+            return;
         }
         connection.timer = Some(at);
-        self.timers.insert((at, id));
+        self.timers.push(Reverse((at, id)));
+        if self.timers.len() > TIMERS_MIN.max(2 * self.connections.len()) {
+            let connections = &mut self.connections;
+            self.timers.retain(|&Reverse((at, id))| {
+                connections.get_mut(id).is_some_and(|connection| connection.timer == Some(at))
+            });
+        }
     }
 }
 

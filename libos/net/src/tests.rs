@@ -401,6 +401,44 @@ fn ten_thousand_half_open_connections_are_bounded_and_let_others_through() {
 }
 
 #[test]
+fn many_clients_leave_and_come_at_once_from_the_same_ports() {
+    let (mut server, mut client) = hosts();
+    let listener = server.listen(80, 1024);
+    let to = SocketAddr::new(server.ipv4(), 80);
+    let from = client.ipv4();
+    let mut connect = |client: &mut Host, port| {
+        client.stack.connect(to, Some(SocketAddr::new(from, port)), Options::default()).unwrap()
+    };
+    let mut theirs: Vec<_> = (50_000..50_100).map(|port| connect(&mut client, port)).collect();
+    for round in 0..20 {
+        let now = at(round * 10);
+        exchange(&mut server, &mut client, now);
+        let ours: Vec<_> = core::iter::from_fn(|| server.accept(listener)).collect();
+        assert_eq!(ours.len(), theirs.len(), "round {round}");
+        theirs.iter().for_each(|&id| assert_eq!(client.write(id, b"question"), Some(Ok(8))));
+        exchange(&mut server, &mut client, now);
+        for &id in &ours {
+            assert_eq!(server.read(id), Some(Ok(b"question".to_vec())), "round {round}");
+            server.write(id, b"answer");
+        }
+        exchange(&mut server, &mut client, now);
+        for id in theirs.drain(..) {
+            assert_eq!(client.read(id), Some(Ok(b"answer".to_vec())), "round {round}");
+            client.stack.close(id, now);
+        }
+        // Others come while these leave, from the ports of those that have left before.
+        let others = if round % 2 == 0 { 50_100..50_200 } else { 50_000..50_100 };
+        theirs.extend(others.map(|port| connect(&mut client, port)));
+        client.stack.send(now);
+        client.sent.take().into_iter().for_each(|frame| server.receive(&frame, now));
+        for id in ours {
+            assert_eq!(server.read(id), Some(Ok(vec![])), "round {round}");
+            server.stack.close(id, now);
+        }
+    }
+}
+
+#[test]
 fn connections_that_nobody_accepts_are_bounded_by_the_backlog() {
     let (mut server, mut client) = hosts();
     let listener = server.listen(80, 3);
