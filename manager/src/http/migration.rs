@@ -73,6 +73,7 @@ pub(crate) async fn migrate(
 pub(crate) struct SaveQuery {
     /// What becomes of it.
     #[serde(default)]
+    #[param(inline)]
     mode: SaveMode,
 }
 

@@ -490,26 +490,36 @@ pub async fn save(
         if let Err(error) = &written {
             let _ = sender.blocking_send(Err(io::Error::other(describe(error))));
         }
+        if written.is_ok() && reason == Reason::Save {
+            // The image has been sent whole; whether it has arrived is for the client to say.
+            daemon.runtime().clone().spawn(hold(daemon, capsule, domain, confirmed));
+        } else {
+            daemon.migrations.state().held.remove(&capsule.id);
+            capsule.tell(Command::Left(Outcome::Kept));
+        }
+        // Whoever sees the end of the image can ask for the next one.
         drop(sender);
-        let outcome = match written {
-            Ok(_) if reason == Reason::Save => {
-                let in_safety = daemon.runtime().block_on(tokio::time::timeout(HELD, confirmed));
-                match in_safety {
-                    Ok(Ok(())) => Outcome::Saved,
-                    _ => {
-                        if let Err(error) = domain.resume() {
-                            tracing::error!(capsule = %capsule.id, %error, "a capsule whose image was lost does not go on");
-                        }
-                        Outcome::Kept
-                    }
-                }
-            }
-            _ => Outcome::Kept,
-        };
-        daemon.migrations.state().held.remove(&capsule.id);
-        capsule.tell(Command::Left(outcome));
     });
     Ok((receiver, guard))
+}
+
+/// Waits until a saved capsule's image is said to be in safety; lets it go on if nobody says so.
+async fn hold(
+    daemon: Arc<Daemon>,
+    capsule: Arc<Capsule>,
+    mut domain: Traveller,
+    confirmed: oneshot::Receiver<()>,
+) {
+    let in_safety = matches!(tokio::time::timeout(HELD, confirmed).await, Ok(Ok(())));
+    daemon.migrations.state().held.remove(&capsule.id);
+    if in_safety {
+        return capsule.tell(Command::Left(Outcome::Saved));
+    }
+    let resumed = blocking(move || domain.resume()).await;
+    if let Ok(Err(error)) = resumed {
+        tracing::error!(capsule = %capsule.id, %error, "a capsule whose image was lost does not go on");
+    }
+    capsule.tell(Command::Left(Outcome::Kept));
 }
 
 /// The image of a capsule is in safety: it ends here.
