@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::Path;
 
 use fcap_api::{Protocol, PublishedPort};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::qmp::Qmp;
 use super::{CloudError, Node, Result};
@@ -16,6 +17,8 @@ use super::{CloudError, Node, Result};
 pub(super) const NETDEV: &str = "net0";
 /// Command that shows the table.
 pub(super) const TABLE: &str = "info usernet";
+/// Clients of a port that QEMU has not accepted yet; the system has a limit of its own.
+const BACKLOG: i32 = 4096;
 
 /// A line of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,20 +30,44 @@ pub(super) struct Forward {
     pub(super) inner: u16,
 }
 
-/// Reads QEMU's table: protocol and state, descriptor, source address and port, destination
-/// address and port.
+/// Reads QEMU's table.
 pub(super) fn forwards(table: &str) -> Vec<Forward> {
-    let line = |line: &str| {
+    lines(table).map(|(forward, _)| forward).collect()
+}
+
+/// The lines of QEMU's table, each with QEMU's descriptor: protocol and state, descriptor, source
+/// address and port, destination address and port.
+fn lines(table: &str) -> impl Iterator<Item = (Forward, i32)> {
+    table.lines().filter_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [kind, _, _, outer, _, inner, ..] = words[..] else { return None };
+        let [kind, descriptor, _, outer, _, inner, ..] = words[..] else { return None };
         let protocol = match kind {
             "TCP[HOST_FORWARD]" => Protocol::Tcp,
             "UDP[HOST_FORWARD]" => Protocol::Udp,
             _ => return None,
         };
-        Some(Forward { protocol, outer: outer.parse().ok()?, inner: inner.parse().ok()? })
-    };
-    table.lines().filter_map(line).collect()
+        let forward = Forward { protocol, outer: outer.parse().ok()?, inner: inner.parse().ok()? };
+        Some((forward, descriptor.parse().ok()?))
+    })
+}
+
+/// Gives the TCP ports in the table of the QEMU with this id room for many clients at once.
+///
+/// QEMU listens with room for one that it has not accepted. Of fifty that connect at once, most
+/// would believe themselves connected while the system drops what they send, and would get in two
+/// at a time after ever longer waits. A descriptor of the same socket can listen again.
+///
+/// Where the system gives one to QEMU's parent alone, as Yama does (`kernel.yama.ptrace_scope`),
+/// later ports keep their little room.
+pub(super) fn widen(qemu: u32, table: &str) {
+    let pid = i32::try_from(qemu).ok().and_then(Pid::from_raw);
+    let Some(Ok(process)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else { return };
+    for (_, descriptor) in lines(table).filter(|(forward, _)| forward.protocol == Protocol::Tcp) {
+        if let Ok(socket) = pidfd_getfd(&process, descriptor, PidfdGetfdFlags::empty()) {
+            // Fails if it is no socket that listens, and then is none of ours.
+            let _ = rustix::net::listen(socket, BACKLOG);
+        }
+    }
 }
 
 /// Forwards these ports, and with `only` no others.
@@ -62,6 +89,7 @@ pub(super) fn set(folder: &Path, node: &Node, ports: &[PublishedPort], only: boo
     for forward in wanted.into_iter().filter(|forward| !present.contains(forward)) {
         add(&mut qmp, node, forward)?;
     }
+    widen(node.pid, &qmp.monitor(TABLE)?);
     Ok(())
 }
 
@@ -92,6 +120,10 @@ fn try_to_bind(protocol: Protocol, port: u16) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+    use std::os::fd::AsRawFd;
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -106,6 +138,19 @@ mod tests {
         ];
         assert_eq!(forwards(table), expected);
         assert_eq!(forwards("nothing"), []);
+    }
+
+    #[test]
+    fn many_clients_connect_at_once_to_a_port_with_room_for_one() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        rustix::net::listen(&listener, 1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (descriptor, port) = (listener.as_raw_fd(), address.port());
+        let table = format!("TCP[HOST_FORWARD] {descriptor} 127.0.0.1 {port} 10.0.2.15 80 0 0\r\n");
+        widen(std::process::id(), &table);
+        let connect = |_| TcpStream::connect_timeout(&address, Duration::from_secs(1)).unwrap();
+        let clients: Vec<TcpStream> = (0..50).map(connect).collect();
+        assert_eq!(clients.len(), 50);
     }
 
     #[test]

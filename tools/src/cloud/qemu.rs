@@ -109,6 +109,7 @@ impl Machine<'_> {
         if self.shell {
             running.shell_port = Some(port(SHELL_PORT).ok_or_else(none)?);
         }
+        ports::widen(running.child.id(), &table);
         Ok(running)
     }
 
