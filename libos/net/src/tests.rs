@@ -406,7 +406,7 @@ fn many_clients_leave_and_come_at_once_from_the_same_ports() {
     let listener = server.listen(80, 1024);
     let to = SocketAddr::new(server.ipv4(), 80);
     let from = client.ipv4();
-    let mut connect = |client: &mut Host, port| {
+    let connect = |client: &mut Host, port| {
         client.stack.connect(to, Some(SocketAddr::new(from, port)), Options::default()).unwrap()
     };
     let mut theirs: Vec<_> = (50_000..50_100).map(|port| connect(&mut client, port)).collect();
