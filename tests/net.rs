@@ -149,7 +149,7 @@ fn capsules_reach_each_other_by_name_across_nodes() {
 
 /// How many packets between the nodes have `words` in clear while `action` runs.
 fn on_the_wire(node: &Node, words: &str, action: impl FnOnce()) -> u32 {
-    node.sh("tcpdump -i eth1 -w /tmp/wire >/tmp/tcpdump 2>&1 & echo $! >/tmp/tcpdump.pid").unwrap();
+    node.sh("tcpdump -Z root -i eth1 -w /tmp/wire >/tmp/tcpdump 2>&1 & echo $! >/tmp/tcpdump.pid").unwrap();
     wait_until("tcpdump listens", || Ok(node.sh("cat /tmp/tcpdump")?.contains("listening on"))).unwrap();
     action();
     node.sh(
