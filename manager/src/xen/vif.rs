@@ -33,8 +33,9 @@ const ERRORS: &str = "/local/domain/0/error/backend/vif";
 const INITIALISING: &str = "1";
 /// Interval for which netback lets a guest send a part of what it may.
 const RATE_INTERVAL_US: u64 = 50_000;
-/// How long netback may take to make a device or to remove one.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long netback may take to make a device or to remove one: usually some milliseconds, but
+/// the node may have hardly any processor time.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn backends(domid: u32) -> String {
     format!("{BACKENDS}/{domid}")
@@ -133,7 +134,7 @@ pub fn remove(host: &Host, domid: u32) -> Result<()> {
         }
     }
     let front = format!("{}/device/vif", home(domid));
-    for path in [&front, &backends, &format!("{ERRORS}/{domid}")] {
+    for path in [&front, &backends] {
         ignore_missing(host.store.request(Request::Rm(path)))?;
     }
     for handle in handles {
@@ -142,8 +143,11 @@ pub fn remove(host: &Host, domid: u32) -> Result<()> {
             tracing::error!(name, "netback does not remove its device");
         }
     }
-    // It may have told why it gave up.
-    ignore_missing(host.store.request(Request::Rm(&format!("{ERRORS}/{domid}"))))
+    // Should it have written something after all: why it gave up, or what it did not see removed.
+    for path in [&backends, &format!("{ERRORS}/{domid}")] {
+        ignore_missing(host.store.request(Request::Rm(path)))?;
+    }
+    Ok(())
 }
 
 /// Domains that have, or had, interfaces.

@@ -537,7 +537,7 @@ fn one_network_spans_nodes_and_carries_only_what_is_for_somebody() {
     send(&guests[0], first.ipv4, second.ipv4, 1000, b"still there");
     assert_eq!(next(&socket).0, b"still there");
     nodes[0].with(|fabric, _| fabric.announce([2; 16]).unwrap());
-    let come = nodes[0].with(move |_, network| {
+    let _stays = nodes[0].with(move |_, network| {
         wait_until_up(&come, network, 2);
         come
     });
