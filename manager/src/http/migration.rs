@@ -87,11 +87,20 @@ pub(crate) async fn save(
     Query(query): Query<SaveQuery>,
 ) -> Result<Response> {
     let capsule = daemon.find(&id)?;
-    let image = leave::save(&daemon, &capsule, query.mode).await?;
-    let pieces = futures_util::stream::unfold((image.0, Some(image.1)), |(mut receiver, guard)| async move {
-        let piece = receiver.recv().await?;
-        Some((piece, (receiver, guard)))
-    });
+    let (mut pieces, guard) = leave::save(&daemon, &capsule, query.mode).await?;
+    // What fails before anything is sent can still be told.
+    let first = match pieces.recv().await {
+        Some(Err(error)) => return Err(Error::WrongState(error.to_string())),
+        first => first,
+    };
+    let pieces =
+        futures_util::stream::unfold((first, pieces, guard), |(first, mut pieces, guard)| async move {
+            let piece = match first {
+                Some(piece) => piece,
+                None => pieces.recv().await?,
+            };
+            Some((piece, (None, pieces, guard)))
+        });
     Ok(([(header::CONTENT_TYPE, IMAGE_MEDIA_TYPE)], Body::from_stream(pieces)).into_response())
 }
 

@@ -13,6 +13,7 @@ use fcap_migrate::handover::{Claim, DestinationState};
 use fcap_migrate::page::PageType;
 use fcap_migrate::wire::Reason;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use xen_proto::frame::{Mfn, Pfn};
 use xen_proto::suspend;
 
@@ -82,7 +83,8 @@ pub fn restore(
         arrival.domain.destroy();
         return Err(Error::WrongState(describe(&error)));
     }
-    arrival.domain.capsule.clone().ok_or(Error::ShuttingDown)
+    let taken_up = arrival.domain.taken_up.take().ok_or(Error::ShuttingDown)?;
+    runtime.block_on(taken_up).map_err(|_| Error::ShuttingDown)?
 }
 
 /// What an engine's error is to a client.
@@ -208,7 +210,8 @@ impl DestinationHost for Landing {
             attempt: self.attempt,
             saved: saved.clone(),
             inner: None,
-            capsule: None,
+            runs: false,
+            taken_up: None,
         };
         *lock(&self.saved) = Some(saved.clone());
         landed.prepare_for(description, reason, places, matches!(self.identity, Identity::Clone(_)))?;
@@ -223,8 +226,9 @@ struct Landed {
     attempt: Option<Attempt>,
     saved: Saved,
     inner: Option<Box<dyn Incoming>>,
-    /// Once it runs.
-    capsule: Option<Arc<Capsule>>,
+    runs: bool,
+    /// The daemon's taking it up, once it runs.
+    taken_up: Option<JoinHandle<Result<Arc<Capsule>>>>,
 }
 
 impl Landed {
@@ -279,33 +283,37 @@ impl Landed {
     fn inner(&self) -> DomainResult<&dyn Incoming> {
         self.inner.as_deref().ok_or(DomainError::Ended)
     }
+}
 
-    fn forget_begun(&self) {
-        if let Some(attempt) = &self.attempt
-            && let Err(error) = self.daemon.migrations.journal.remove(attempt, "begun")
-        {
-            tracing::warn!(%error, "a file of a move is left behind");
-        }
-    }
+/// Has the daemon take up a capsule that runs.
+async fn take_up(
+    daemon: Arc<Daemon>,
+    saved: Saved,
+    attempt: Option<Attempt>,
+    domain: Arc<dyn crate::toolstack::Domain>,
+) -> Result<Arc<Capsule>> {
+    let config = &saved.config;
+    let log = Log::open(daemon.store.log_base(config.id), Vec::new(), daemon.log_bytes())
+        .map_err(Error::disk(format!("begin the log of capsule {}", config.name)))?;
+    let (capsule, commands) = Capsule::new(config.clone(), saved.progress.clone(), None, log);
+    daemon.enter(&capsule);
+    let info = daemon.domains()?.remove(&config.id.0);
+    let info = info.filter(|info| info.domid == domain.domid()).ok_or(crate::toolstack::Error::Gone)?;
+    let begin = Begin::Running(domain, info);
+    let driver = Driver::new(daemon.clone(), capsule.clone(), begin).await;
+    tokio::spawn(driver.drive(commands));
+    daemon.event(&capsule, Action::Arrive, None);
+    daemon.look_at_domains();
+    forget_begun(&daemon, attempt);
+    Ok(capsule)
+}
 
-    /// Has the daemon take it up.
-    fn take_up(&mut self, domain: Arc<dyn crate::toolstack::Domain>) -> Result<()> {
-        let daemon = &self.daemon;
-        let config = &self.saved.config;
-        daemon.store.save(&self.saved)?;
-        let log = Log::open(daemon.store.log_base(config.id), Vec::new(), daemon.log_bytes())
-            .map_err(Error::disk(format!("begin the log of capsule {}", config.name)))?;
-        let (capsule, commands) = Capsule::new(config.clone(), self.saved.progress.clone(), None, log);
-        daemon.enter(&capsule);
-        let info = daemon.domains()?.remove(&config.id.0);
-        let info = info.filter(|info| info.domid == domain.domid()).ok_or(crate::toolstack::Error::Gone)?;
-        let begin = Begin::Running(domain, info);
-        let driver = self.runtime.block_on(Driver::new(daemon.clone(), capsule.clone(), begin));
-        self.runtime.spawn(driver.drive(commands));
-        daemon.event(&capsule, Action::Arrive, None);
-        daemon.look_at_domains();
-        self.capsule = Some(capsule);
-        Ok(())
+/// The attempt is over.
+fn forget_begun(daemon: &Daemon, attempt: Option<Attempt>) {
+    if let Some(attempt) = attempt
+        && let Err(error) = daemon.migrations.journal.remove(&attempt, "begun")
+    {
+        tracing::warn!(%error, "a file of a move is left behind");
     }
 }
 
@@ -331,24 +339,36 @@ impl DestinationDomain for Landed {
     }
 
     fn activate(&mut self) -> DomainResult<()> {
-        if self.capsule.is_some() {
+        if self.runs {
             return Ok(());
         }
         let inner = self.inner.as_mut().ok_or(DomainError::Ended)?;
         let domain = inner.domain()?;
         inner.activate()?;
-        self.daemon.networks.arrive(&self.daemon.store, &self.saved.config);
-        // It runs: what follows is bookkeeping, which a later daemon can do as well.
-        if let Err(error) = self.take_up(domain) {
+        self.runs = true;
+        let daemon = self.daemon.clone();
+        daemon.networks.arrive(&daemon.store, &self.saved.config);
+        // Before the source hears of it: from then on the claim may go.
+        if let Err(error) = daemon.store.save(&self.saved) {
             tracing::error!(capsule = %self.saved.config.id, error = ?error.body().message,
-                "a capsule has come, but is not taken up until the daemon is started again");
+                "a capsule has come, but will not be known to the next daemon");
         }
-        self.forget_begun();
+        // The rest is in nobody's way.
+        let (saved, attempt) = (self.saved.clone(), self.attempt);
+        self.taken_up = Some(self.runtime.spawn(async move {
+            let id = saved.config.id;
+            let taken_up = take_up(daemon, saved, attempt, domain).await;
+            if let Err(error) = &taken_up {
+                tracing::error!(capsule = %id, error = ?error.body().message,
+                    "a capsule has come, but is not taken up until the daemon is started again");
+            }
+            taken_up
+        }));
         Ok(())
     }
 
     fn destroy(&mut self) {
-        if self.capsule.is_some() {
+        if self.runs {
             return;
         }
         if let Some(mut inner) = self.inner.take() {
@@ -356,7 +376,7 @@ impl DestinationDomain for Landed {
         }
         self.daemon.networks.detach(&self.saved.config);
         self.daemon.release_claimed_name(&self.saved.config.name, self.saved.config.id);
-        self.forget_begun();
+        forget_begun(&self.daemon, self.attempt);
     }
 }
 

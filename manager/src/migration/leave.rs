@@ -466,7 +466,8 @@ pub async fn save(
         SaveMode::Checkpoint => Reason::Checkpoint,
         SaveMode::Clone => Reason::Clone,
     };
-    let policy = PrecopyPolicy { stop_and_copy: mode == SaveMode::Save, ..PrecopyPolicy::default() };
+    // Each further round would put pages into the image a second time.
+    let policy = PrecopyPolicy { max_rounds: 1, ..PrecopyPolicy::default() };
     let options = Options { policy, ..Options::default() };
     let leaving = ask_to_leave(capsule, &options).await?;
     let (sender, receiver) = mpsc::channel(PIECES);

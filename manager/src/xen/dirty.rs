@@ -45,8 +45,9 @@ pub struct DirtyBits {
 }
 
 impl DirtyBits {
-    /// Reports the pages that were written since the last look, and the page tables, which Xen
-    /// writes to. If `clear`, the domain is held, and it is looked for new writes from now on.
+    /// Reports the pages that were written since the last look. If `clear`, the domain is held, and
+    /// it is looked for new writes from now on. Otherwise it is the last look, and page tables are
+    /// reported, too, which Xen writes to.
     ///
     /// # Errors
     /// If Xen refuses.
@@ -74,7 +75,9 @@ impl DirtyBits {
                     2 => second = Some(frame),
                     _ => {}
                 }
-                report(page);
+                if !clear {
+                    report(page);
+                }
             }
         }
         let mut writable = HashMap::with_capacity(lowest.len());

@@ -8,7 +8,10 @@ use std::{
     collections::BTreeSet,
     io,
     mem::offset_of,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use fcap_migrate::{
@@ -60,6 +63,8 @@ pub(super) struct XenIncoming {
     memory_kib: u64,
     /// Pages that Xen has been given as page tables already.
     pinned: Mutex<BTreeSet<u64>>,
+    /// Whether xenstored knows it, and its interfaces are being made.
+    known: AtomicBool,
     finished: Option<Arc<XenDomain>>,
     steps: Steps,
     kept: bool,
@@ -124,6 +129,7 @@ impl XenIncoming {
             vcpus: description.vcpus,
             memory_kib: builder::kib(description.max_pages),
             pinned: Mutex::default(),
+            known: AtomicBool::new(false),
             finished: None,
             steps: Steps::start(),
             kept: false,
@@ -141,6 +147,8 @@ impl XenIncoming {
         steps.end("memory");
         incoming.write_list()?;
         steps.end("list of memory");
+        incoming.grant()?;
+        steps.end("grants");
         tracing::debug!(domid, steps = ?steps.list(), "made room for a domain");
         Ok(incoming)
     }
@@ -269,17 +277,55 @@ impl XenIncoming {
         Ok(())
     }
 
-    /// Tells the guest and dom0's daemons where everything is now.
+    /// Machine frames of console page and xenstore ring.
+    fn shared_frames(&self) -> DomainResult<[u64; 2]> {
+        let places = self.arrival.places;
+        let lacking = || nonsense("console or xenstore ring are not in the domain's memory".into());
+        Ok([self.frame(places.console).ok_or_else(lacking)?, self.frame(places.store).ok_or_else(lacking)?])
+    }
+
+    /// Lets dom0's daemons have the pages that they share with the guest.
+    fn grant(&self) -> DomainResult<()> {
+        let table =
+            self.host().hypercalls.grant_frame(self.domid).map_err(failed("making of a grant table"))?;
+        let table = self.map(&[table])?;
+        for (reference, frame) in self.shared_frames()?.into_iter().enumerate() {
+            let entry = gnttab::Entry { domid: DomId::DOM0, frame: Mfn(frame) };
+            let word = entry.emit(gnttab::PERMIT_ACCESS);
+            let word = word.ok_or_else(|| {
+                refused(
+                    RefusalCause::Memory,
+                    "its memory lies above 16 TiB, where grants do not reach".into(),
+                )
+            })?;
+            table.write_u64(reference * gnttab::ENTRY_LEN, word);
+        }
+        Ok(())
+    }
+
+    fn registration(&self) -> Registration {
+        Registration {
+            name: self.arrival.name.clone(),
+            store_mfn: self.frame(self.arrival.places.store).unwrap_or(NONE),
+            machine: (!self.arrival.is_capsule).then_some((self.memory_kib, self.vcpus)),
+            vifs: self.arrival.vifs.clone(),
+        }
+    }
+
+    /// Makes it known to xenstored, so that backends have time to make its interfaces.
+    fn make_known(&self) -> DomainResult<()> {
+        if !self.known.swap(true, Ordering::Relaxed) {
+            builder::register(self.host(), self.domid, &self.registration()).map_err(toolstack_failed)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the guest where everything is now.
     fn pages(&self, states: &[State], start_info: u64) -> DomainResult<()> {
         let info = self.host().hypercalls.domain(self.domid).map_err(failed("looking for the new domain"))?;
         let shared_info = info.ok_or(DomainError::Ended)?.shared_info;
-        let grants =
-            self.host().hypercalls.grant_frame(self.domid).map_err(failed("making of a grant table"))?;
-        let mapping = self.map(&[start_info, shared_info, grants])?;
-        let places = self.arrival.places;
-        let [console, store] = [places.console, places.store].map(|page| self.frame(page));
-        let lacking = || nonsense("console or xenstore ring are not in the domain's memory".into());
-        let (console, store) = (console.ok_or_else(lacking)?, store.ok_or_else(lacking)?);
+        let mapping = self.map(&[start_info, shared_info])?;
+        let [console, store] = self.shared_frames()?;
         mapping.write_u64(offset_of!(StartInfo, nr_pages), self.p2m.len() as u64);
         mapping.write_u64(offset_of!(StartInfo, shared_info), Mfn(shared_info).address());
         mapping.write_u32(offset_of!(StartInfo, flags), 0);
@@ -291,17 +337,6 @@ impl XenIncoming {
         let old: &[u8; PAGE_SIZE] = old.ok_or_else(|| nonsense("there is no shared info".into()))?;
         let cr3 = self.frame(shared_info::p2m_cr3(old) >> 12).map_or(0, |frame| frame << 12);
         mapping.write(PAGE_SIZE, &shared_info::restored(old, cr3));
-        for (reference, frame) in [console, store].into_iter().enumerate() {
-            let entry = gnttab::Entry { domid: DomId::DOM0, frame: Mfn(frame) };
-            let word = entry.emit(gnttab::PERMIT_ACCESS);
-            let word = word.ok_or_else(|| {
-                refused(
-                    RefusalCause::Memory,
-                    "its memory lies above 16 TiB, where grants do not reach".into(),
-                )
-            })?;
-            mapping.write_u64(2 * PAGE_SIZE + reference * gnttab::ENTRY_LEN, word);
-        }
         Ok(())
     }
 
@@ -329,7 +364,8 @@ impl XenIncoming {
         let page = self.map(&[frame.ok_or_else(|| nonsense("there is no console page".into()))?])?;
         let console = Console::adopt(page);
         let keep = console.flags() & (HOST_STDIN | HOST_EOF);
-        let late = if self.arrival.is_capsule { HOST_NO_STORE } else { 0 };
+        let is_late = self.arrival.is_capsule && !self.known.load(Ordering::Relaxed);
+        let late = if is_late { HOST_NO_STORE } else { 0 };
         console.change_flags(keep | late | self.arrival.reason.bits(), !keep);
         if self.arrival.is_capsule {
             console.write_resume(&self.records(states));
@@ -347,15 +383,20 @@ impl DestinationDomain for XenIncoming {
     fn write_pages(&self, pfns: &[Pfn], _types: &[PageType], pages: &[Page]) -> DomainResult<()> {
         self.unpin(pfns)?;
         let mapping = self.map(&self.frames(pfns.iter().map(|pfn| pfn.0))?)?;
-        for (index, page) in pages.iter().enumerate() {
-            mapping.write(index * PAGE_SIZE, page);
+        for (index, (pfn, page)) in pfns.iter().zip(pages).enumerate() {
+            // What xenstored has in its ring is newer.
+            if pfn.0 != self.arrival.places.store || !self.known.load(Ordering::Relaxed) {
+                mapping.write(index * PAGE_SIZE, page);
+            }
         }
         Ok(())
     }
 
     fn clear_pages(&self, pages: PfnRange) -> DomainResult<()> {
         const AT_ONCE: usize = 1024;
-        let pfns: Vec<Pfn> = (pages.first.0..pages.first.0 + pages.count).map(Pfn).collect();
+        let is_ours = |pfn: &u64| *pfn != self.arrival.places.store || !self.known.load(Ordering::Relaxed);
+        let all = pages.first.0..pages.first.0 + pages.count;
+        let pfns: Vec<Pfn> = all.filter(is_ours).map(Pfn).collect();
         for pfns in pfns.chunks(AT_ONCE) {
             self.unpin(pfns)?;
             let mapping = self.map(&self.frames(pfns.iter().map(|pfn| pfn.0))?)?;
@@ -371,6 +412,9 @@ impl DestinationDomain for XenIncoming {
             .filter(lowest)
             .filter_map(|table| Some((table.pfn.0, self.frame(table.pfn.0)?)))
             .collect();
+        if !self.arrival.vifs.is_empty() {
+            self.make_known()?;
+        }
         let hypercalls = &self.host().hypercalls;
         let mut pinned = self.pinned.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         for &(page, frame) in tables.iter().filter(|(page, _)| !pinned.contains(page)).collect::<Vec<_>>() {
@@ -398,19 +442,11 @@ impl DestinationDomain for XenIncoming {
         let held = self.hold(&last.states)?;
         let hypercalls = &self.host().hypercalls;
         hypercalls.set_handle(self.domid, self.arrival.uuid).map_err(failed("naming of the domain"))?;
-        let machine = (!self.arrival.is_capsule).then_some((self.memory_kib, self.vcpus));
-        let store_mfn = self.frame(self.arrival.places.store).unwrap_or(NONE);
-        let registration = Registration {
-            name: self.arrival.name.clone(),
-            store_mfn,
-            machine,
-            vifs: self.arrival.vifs.clone(),
-        };
-        let late = if self.arrival.is_capsule {
-            Some(Late::Introduce(registration))
-        } else {
-            builder::register(self.host(), self.domid, &registration).map_err(toolstack_failed)?;
+        let late = if !self.arrival.is_capsule || self.known.load(Ordering::Relaxed) {
+            self.make_known()?;
             None
+        } else {
+            Some(Late::Introduce(self.registration()))
         };
         super::set_scheduling(&self.shared, self.domid, self.arrival.cpu_cap, self.arrival.weight)
             .map_err(toolstack_failed)?;

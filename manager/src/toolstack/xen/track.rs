@@ -174,7 +174,8 @@ impl DirtySource for GuestAssisted {
 
 impl Tracker for GuestAssisted {
     fn hints(&mut self, hints: &mut Hints) -> DomainResult<()> {
-        let maps = self.maps()?;
+        // One that is stopped at once is not tracked.
+        let Some(maps) = &self.maps else { return Ok(()) };
         maps.add(&mut hints.void, |_, void, _| void);
         if maps.round == 0 {
             // In the first round a page that is not dirty is still as Xen gave it: zero.
