@@ -123,7 +123,6 @@ fn linux_script(node: &Node, name: &str, script: &str) -> String {
 }
 
 #[test]
-#[ignore = "neighbour solicitations between two capsules of one node are not answered"]
 fn capsules_reach_each_other_by_name_on_one_node() {
     let t = turn();
     start(t.here, "web", &[], "httpd", &[]);
@@ -137,7 +136,6 @@ fn capsules_reach_each_other_by_name_on_one_node() {
 }
 
 #[test]
-#[ignore = "tcpdump does not begin to listen in the comparison image"]
 fn capsules_reach_each_other_by_name_across_nodes() {
     let t = turn();
     start(t.here, "web", &[], "httpd", &[]);
@@ -164,7 +162,7 @@ fn on_the_wire(node: &Node, words: &str, action: impl FnOnce()) -> u32 {
 }
 
 #[test]
-#[ignore = "tcpdump does not begin to listen in the comparison image"]
+#[ignore = "not run since tcpdump works in the comparison image"]
 fn with_encryption_nothing_is_readable_between_nodes() {
     let t = turn();
     let [here, there] = Node::two(true).unwrap();
@@ -328,7 +326,7 @@ fn what_a_guest_may_not_send_is_counted() {
 }
 
 #[test]
-#[ignore = "neighbour solicitations between two capsules of one node are not answered"]
+#[ignore = "does not come to its end"]
 fn networks_are_apart_and_none_is_none() {
     let t = turn();
     t.fcap.ok(&["network", "create", "blue"]);
@@ -353,7 +351,6 @@ fn networks_are_apart_and_none_is_none() {
 }
 
 #[test]
-#[ignore = "neighbour solicitations between two capsules of one node are not answered"]
 fn a_killed_daemon_comes_back_to_the_same_network() {
     let t = turn();
     let port = publish(t.here, "web", "httpd", 80);
@@ -366,7 +363,6 @@ fn a_killed_daemon_comes_back_to_the_same_network() {
 }
 
 #[test]
-#[ignore = "neighbour solicitations between two capsules of one node are not answered"]
 fn nothing_is_left_of_networked_capsules_however_they_end() {
     let t = turn();
     // The image, and what is made once.

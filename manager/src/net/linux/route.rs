@@ -36,7 +36,6 @@ const IFLA_BR_STP_STATE: u16 = 5;
 const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
-const IFLA_BRPORT_PROXYARP_WIFI: u16 = 12;
 const IFLA_BRPORT_MCAST_FLOOD: u16 = 27;
 const IFLA_BRPORT_BCAST_FLOOD: u16 = 30;
 const IFLA_BRPORT_NEIGH_SUPPRESS: u16 = 32;
@@ -332,8 +331,10 @@ pub(super) fn set_bridge(index: Index, bridge: Index) -> Message {
 /// How a bridge treats a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Port {
-    /// A capsule: gets what is for it, and the gateway's broadcasts. The bridge answers its
-    /// questions for neighbours, since it knows them all.
+    /// A capsule: gets what is for it, and questions for neighbours on this node, which answer
+    /// themselves: with a tunnel on the bridge, Linux takes IPv6's for answered where the port of
+    /// the neighbour has proxy ARP, and answers none. Questions for those behind the tunnel the
+    /// bridge answers.
     Capsule,
     /// A tunnel: gets what is for a capsule behind it, nothing else.
     Tunnel,
@@ -346,9 +347,8 @@ pub(super) fn set_port(index: Index, port: Port) -> Message {
     header.with_nested(libc::IFLA_PROTINFO, |info| {
         info.with(IFLA_BRPORT_LEARNING, [0])
             .with(IFLA_BRPORT_UNICAST_FLOOD, [0])
-            .with(IFLA_BRPORT_BCAST_FLOOD, [0])
+            .with(IFLA_BRPORT_BCAST_FLOOD, [capsule])
             .with(IFLA_BRPORT_MCAST_FLOOD, [capsule])
-            .with(IFLA_BRPORT_PROXYARP_WIFI, [capsule])
             .with(IFLA_BRPORT_NEIGH_SUPPRESS, [1 - capsule])
     })
 }
