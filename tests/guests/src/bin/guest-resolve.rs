@@ -2,9 +2,9 @@
 #![no_std]
 #![no_main]
 
+use libos::env;
 use libos::net::lookup_host;
 use libos::prelude::*;
-use libos::env;
 
 #[libos::main]
 async fn main() -> Result<(), String> {
