@@ -30,7 +30,7 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
         for (side, guest) in sides.iter_mut().zip([&ours, &linux]) {
             rig::quiet(&node.api())?;
             let before = guest.cpu_ns()?;
-            let load = wrk(&node, &format!("http://{}/index.html", guest.address))?;
+            let load = wrk(&node, &format!("http://{}:80/index.html", guest.address))?;
             let cpu_us = (guest.cpu_ns()? - before) as f64 / 1e3 / load.requests;
             eprintln!(
                 "round {round}: {:7.0} requests/s, {cpu_us:6.1} us of the guest each, p99 {:6.1} ms",
@@ -47,7 +47,7 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
     rig::wait_until("nginx answers in dom0", || {
         Ok(node.sh("wget -q -O /dev/null http://127.0.0.1/index.html && echo yes || true")?.trim() == "yes")
     })?;
-    let dom0 = wrk(&node, "http://127.0.0.1/index.html")?;
+    let dom0 = wrk(&node, "http://127.0.0.1:80/index.html")?;
 
     let [ours, linux] = sides;
     ours.print("httpd");
