@@ -13,7 +13,7 @@ const ROUNDS: usize = 3;
 const PORT: u16 = 6379;
 /// Command, commands sent at a time, and how many in all.
 const LOADS: [(&str, u32, u32); 4] =
-    [("get", 1, 20_000), ("set", 1, 20_000), ("get", 16, 200_000), ("set", 16, 200_000)];
+    [("get", 1, 8_000), ("set", 1, 8_000), ("get", 16, 60_000), ("set", 16, 60_000)];
 
 /// Runs the benchmark and returns its line of JSON: of the four loads the worst ratios, and those
 /// of each.
