@@ -109,11 +109,7 @@ impl Identity {
         }
         if self.real {
             // The seed first: ids and seeds that are made from now on are this node's alone.
-            std::fs::File::options()
-                .write(true)
-                .open("/dev/urandom")
-                .and_then(|mut urandom| urandom.write_all(&seed))
-                .map_err(Error::disk("mix in the seed"))?;
+            crate::xen::sys::reseed(&seed).map_err(Error::disk("mix in the seed"))?;
             nix::unistd::sethostname(&adopt.name)
                 .map_err(|e| Error::disk("set the host's name")(e.into()))?;
             let seconds = i64::try_from(adopt.wall_time_ns / 1_000_000_000).unwrap_or(i64::MAX);

@@ -1,5 +1,5 @@
-//! Hypercalls through libxenctrl, foreign memory, event channels: the only unsafe code of the
-//! daemon.
+//! Hypercalls through libxenctrl, foreign memory, event channels, dom0's randomness: the only
+//! unsafe code of the daemon.
 //!
 //! One function per operation, with real arguments; nobody else builds an argument structure
 //! or sees a hypercall's number. All of it works from several threads at once: libxenctrl's
@@ -11,6 +11,7 @@ mod buffer;
 mod evtchn;
 mod foreign;
 mod migrate;
+mod random;
 
 use std::{
     ffi::{CStr, c_int},
@@ -22,6 +23,7 @@ use std::{
 pub use evtchn::EventChannels;
 pub use foreign::{Foreign, Mapping};
 pub use migrate::{CONTEXT_LEN, M2P_PIECE, TYPES_MAX, TableOp};
+pub use random::reseed;
 use xenctrl_sys as xc;
 
 /// The domain that fcapd runs in.
@@ -412,6 +414,20 @@ impl Hypercalls {
         })?;
         let extra = CStr::from_bytes_until_nul(&extra).unwrap_or_default().to_string_lossy().into_owned();
         Ok(format!("{}.{}{extra}", version >> 16, version & 0xffff))
+    }
+
+    /// The command line that the hypervisor was booted with.
+    ///
+    /// # Errors
+    /// If Xen refuses.
+    pub fn command_line(&self) -> io::Result<String> {
+        // `xen_commandline_t`; one more byte stays zero.
+        let mut line = [0u8; size_of::<xc::xen_commandline_t>() + 1];
+        // SAFETY: the pointer is to at least as many live bytes as Xen writes.
+        check(unsafe {
+            xc::xc_version(self.xch(), xc::XENVER_commandline as c_int, line.as_mut_ptr().cast())
+        })?;
+        Ok(CStr::from_bytes_until_nul(&line).unwrap_or_default().to_string_lossy().into_owned())
     }
 
     /// Turns tracking of dirty pages on; fails with EOPNOTSUPP where the hypervisor was built
