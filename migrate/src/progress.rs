@@ -70,6 +70,19 @@ pub struct MigrateStats {
     pub downtime: Duration,
     /// Who told what was written; "none" if the domain was stopped at once.
     pub dirty_source: &'static str,
+    /// Where the time went, in order.
+    pub steps: Vec<Step>,
+}
+
+/// A part of a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// What was done.
+    pub name: &'static str,
+    /// How long it took.
+    pub time: Duration,
+    /// Whether the domain stood still meanwhile.
+    pub suspended: bool,
 }
 
 impl MigrateStats {

@@ -26,7 +26,7 @@ use crate::{
     link::{Cancel, LinkReader, LinkWriter, Patience},
     negotiate,
     policy::{Decision, PrecopyPolicy, PrecopyStats},
-    progress::{MigrateStats, Progress, RoundStats},
+    progress::{MigrateStats, Progress, RoundStats, Step},
     rate::TokenBucket,
     sender::{Sender, Sent},
     stream::{OnEnd, StreamReader, StreamWriter},
@@ -163,6 +163,8 @@ struct Source<'a, D, R, W> {
     tracking: bool,
     suspended: Option<Instant>,
     began: Instant,
+    /// When the last step ended.
+    stepped: Instant,
     stats: MigrateStats,
 }
 
@@ -178,6 +180,7 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
         let link = LinkWriter::new(output, Side::Source, options.patience, options.cancel.clone());
         let sender = Sender::new(StreamWriter::new(link), options.compression, options.workers);
         let stats = MigrateStats { dirty_source: "none", ..MigrateStats::default() };
+        let now = Instant::now();
         Self {
             domain,
             header,
@@ -187,9 +190,18 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
             observer,
             tracking: false,
             suspended: None,
-            began: Instant::now(),
+            began: now,
+            stepped: now,
             stats,
         }
+    }
+
+    /// Notes where the time since the last step went.
+    fn step(&mut self, name: &'static str) {
+        let now = Instant::now();
+        let suspended = self.suspended.is_some();
+        self.stats.steps.push(Step { name, time: now - self.stepped, suspended });
+        self.stepped = now;
     }
 
     /// Everything up to END.
@@ -200,7 +212,9 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
             "as wished"
         } else {
             self.begin_tracking()?;
-            self.precopy(&mut pages)?
+            let why = self.precopy(&mut pages)?;
+            self.step("rounds");
+            why
         };
         self.suspend(why)?;
         self.stop_and_copy(&mut pages)?;
@@ -210,6 +224,7 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
     /// Describes the domain, and waits for a live destination to make room.
     fn offer(&mut self) -> Result<Description, MigrateError> {
         let description = self.domain.describe().map_err(at_source)?;
+        self.step("describe");
         let writer = self.sender.writer();
         writer.header(&self.header)?;
         let mut body = Vec::new();
@@ -230,6 +245,7 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
             }
             self.header = answer;
             (self.observer)(Progress::Accepted);
+            self.step("room at the destination");
         }
         self.sender.set_features(self.header.features);
         Ok(description)
@@ -240,6 +256,7 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
         self.stats.dirty_source = dirty_source.name();
         dirty_source.begin().map_err(at_source)?;
         self.tracking = true;
+        self.step("begin of tracking");
         Ok(())
     }
 
@@ -289,6 +306,7 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
         (self.observer)(Progress::Suspending { why });
         let asked = Instant::now();
         self.domain.suspend(self.header.reason).map_err(at_source)?;
+        self.step("suspend");
         self.suspended = Some(Instant::now());
         self.stats.suspend_time = asked.elapsed();
         (self.observer)(Progress::Suspended);
@@ -302,10 +320,13 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
         if self.tracking {
             self.domain.dirty_source().take_last(&mut pages.dirty).map_err(at_source)?;
             pages.dirty.retain_all(&pages.movable);
+            self.step("last dirty pages");
         }
         let round = self.send_round(pages, true)?;
         self.stats.rounds.push(round);
-        write_ranges(self.sender.writer(), RecordType::Absent, pages.absent.ranges())
+        write_ranges(self.sender.writer(), RecordType::Absent, pages.absent.ranges())?;
+        self.step("last round");
+        Ok(())
     }
 
     /// Sends the pages that are dirty and needed, and waits until a live destination has them.
@@ -378,6 +399,7 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
         }
         writer.record(RecordType::End, &[])?;
         writer.flush()?;
+        self.step("state");
         // Not earlier: with the domain suspended, there are better things to do.
         self.end_tracking();
         (self.observer)(Progress::HandingOver);
@@ -389,6 +411,7 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
         if let Err(error) = self.expect_ready() {
             return Err(self.give_up(error));
         }
+        self.step("completion at the destination");
         let mut state = SourceState::Sending;
         loop {
             let event = match state {
@@ -406,11 +429,14 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
             };
             if event == SourceEvent::Message(Message::Taken) {
                 self.stop_clock();
+                self.step("start at the destination");
+                self.suspended = None;
             }
             let driven = drive_source(&mut state, event, &mut Live { source: &mut self, claim });
             if let Err(error) = driven {
                 return Err(SourceFailure { error, state });
             }
+            self.step(if state == SourceState::HandedOver { "claim" } else { "end of the copy here" });
         }
     }
 

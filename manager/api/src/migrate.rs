@@ -170,10 +170,25 @@ pub struct Moved {
     pub skipped: u64,
     /// Bytes on the wire.
     pub bytes: u64,
+    /// Where the time went, in order.
+    #[serde(default)]
+    pub steps: Vec<MoveStep>,
     /// The source has not heard yet that the destination runs it; the nodes settle that by
     /// themselves, and until then the source holds its copy.
     #[serde(default)]
     pub unsettled: bool,
+}
+
+/// A part of a move, as the source sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MoveStep {
+    /// What was done.
+    pub name: String,
+    /// How long it took.
+    pub ms: f64,
+    /// Whether the capsule stood still meanwhile.
+    pub suspended: bool,
 }
 
 /// What becomes of a capsule that is saved.

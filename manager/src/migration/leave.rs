@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use fcap_api::Action;
-use fcap_api::migrate::{DirtyTracking, Migrate, Moved, Precopy, Progress, Round, SaveMode};
+use fcap_api::migrate::{DirtyTracking, Migrate, MoveStep, Moved, Precopy, Progress, Round, SaveMode};
 use fcap_migrate::domain::{
     Description, DirtySource, DomainError, DomainResult, Hints, Page, SourceDomain, State,
 };
@@ -108,6 +108,11 @@ fn moved(node: String, stats: &MigrateStats) -> Moved {
         pages: stats.pages(),
         skipped: stats.rounds.iter().map(|round| round.zero_pages + round.void_pages).sum(),
         bytes: stats.bytes,
+        steps: stats
+            .steps
+            .iter()
+            .map(|step| MoveStep { name: step.name.into(), ms: ms(step.time), suspended: step.suspended })
+            .collect(),
         unsettled: false,
     }
 }

@@ -15,6 +15,7 @@ use std::{
 };
 
 use fcap_migrate::{
+    bitmap::PageBitmap,
     domain::{
         Description, DestinationDomain, DomainError, DomainResult, FinalState, Page, PfnRange, Refusal,
         RefusalCause, State, Table, state,
@@ -61,6 +62,8 @@ pub(super) struct XenIncoming {
     list: Vec<PfnRange>,
     vcpus: u32,
     memory_kib: u64,
+    /// Pages that are still as Xen gave them, which is zero.
+    fresh: Mutex<PageBitmap>,
     /// Pages that Xen has been given as page tables already.
     pinned: Mutex<BTreeSet<u64>>,
     /// Whether xenstored knows it, and its interfaces are being made.
@@ -80,6 +83,18 @@ fn refusal(error: Error) -> DomainError {
         Error::NoRoom(message) => refused(RefusalCause::Memory, message),
         other => toolstack_failed(other),
     }
+}
+
+/// Whether a hypervisor with this command line clears memory before it gives it away.
+fn is_scrubbed(command_line: &str) -> bool {
+    // The last one counts.
+    let mut scrubs = command_line.split_whitespace().filter_map(|option| match option {
+        "no-bootscrub" => Some(false),
+        option => option
+            .strip_prefix("bootscrub=")
+            .map(|value| !["0", "no", "off", "false", "disable"].contains(&value)),
+    });
+    scrubs.next_back().unwrap_or(true)
 }
 
 /// Checks whether this machine can run what is described.
@@ -128,6 +143,7 @@ impl XenIncoming {
             list: description.p2m.clone(),
             vcpus: description.vcpus,
             memory_kib: builder::kib(description.max_pages),
+            fresh: Mutex::new(PageBitmap::new(description.nr_pages)),
             pinned: Mutex::default(),
             known: AtomicBool::new(false),
             finished: None,
@@ -145,11 +161,15 @@ impl XenIncoming {
                 .copy_from_slice(&frames);
         }
         steps.end("memory");
+        if incoming.is_given_zero()? {
+            let fresh = incoming.fresh.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+            description.memory.iter().for_each(|range| fresh.insert_range(*range));
+        }
         incoming.write_list()?;
         steps.end("list of memory");
         incoming.grant()?;
         steps.end("grants");
-        tracing::debug!(domid, steps = ?steps.list(), "made room for a domain");
+        tracing::info!(domid, steps = ?steps.list(), "made room for a domain");
         Ok(incoming)
     }
 
@@ -168,6 +188,24 @@ impl XenIncoming {
 
     fn map(&self, frames: &[u64]) -> DomainResult<Mapping> {
         self.host().foreign.map(self.domid, frames).map_err(failed("mapping of the new domain's memory"))
+    }
+
+    /// Whether Xen has cleared the memory that it gave. It does unless it was told otherwise when
+    /// it was booted, or is built to find errors: then there is a pattern in all pages.
+    fn is_given_zero(&self) -> DomainResult<bool> {
+        let command_line = self.host().hypercalls.command_line();
+        let command_line = command_line.map_err(failed("asking Xen for its command line"))?;
+        let sample = self.p2m.iter().find(|&&frame| frame != NONE);
+        let Some(&frame) = sample else { return Ok(false) };
+        let mut page = [0; PAGE_SIZE];
+        self.map(&[frame])?.read(0, &mut page);
+        Ok(is_scrubbed(&command_line) && page.iter().all(|&byte| byte == 0))
+    }
+
+    /// Notes that pages are not as Xen gave them any more.
+    fn touch(&self, pfns: &[Pfn]) {
+        let mut fresh = self.fresh.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        pfns.iter().for_each(|&pfn| fresh.remove(pfn));
     }
 
     /// Writes the list of memory into the guest.
@@ -382,6 +420,7 @@ impl DestinationDomain for XenIncoming {
 
     fn write_pages(&self, pfns: &[Pfn], _types: &[PageType], pages: &[Page]) -> DomainResult<()> {
         self.unpin(pfns)?;
+        self.touch(pfns);
         let mapping = self.map(&self.frames(pfns.iter().map(|pfn| pfn.0))?)?;
         for (index, (pfn, page)) in pfns.iter().zip(pages).enumerate() {
             // What xenstored has in its ring is newer.
@@ -396,7 +435,10 @@ impl DestinationDomain for XenIncoming {
         const AT_ONCE: usize = 1024;
         let is_ours = |pfn: &u64| *pfn != self.arrival.places.store || !self.known.load(Ordering::Relaxed);
         let all = pages.first.0..pages.first.0 + pages.count;
-        let pfns: Vec<Pfn> = all.filter(is_ours).map(Pfn).collect();
+        let pfns: Vec<Pfn> = {
+            let fresh = self.fresh.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            all.filter(is_ours).map(Pfn).filter(|&pfn| !fresh.contains(pfn)).collect()
+        };
         for pfns in pfns.chunks(AT_ONCE) {
             self.unpin(pfns)?;
             let mapping = self.map(&self.frames(pfns.iter().map(|pfn| pfn.0))?)?;
@@ -452,7 +494,7 @@ impl DestinationDomain for XenIncoming {
             .map_err(toolstack_failed)?;
         self.steps.end("console");
         let steps = self.steps.list();
-        tracing::debug!(domid = self.domid, ?steps, "completed a domain");
+        tracing::info!(domid = self.domid, ?steps, "completed a domain");
         self.finished = Some(XenDomain::new(&self.shared, self.domid, self.arrival.uuid, held, late, steps));
         Ok(())
     }
@@ -495,6 +537,21 @@ impl Incoming for XenIncoming {
                 call: "taking over of a domain".into(),
                 source: Box::new(io::Error::other("it is not complete")),
             }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_zero_unless_xen_was_told_not_to_clear_it() {
+        for line in ["", "console=com1 noreboot", "bootscrub=idle", "bootscrub=0 bootscrub=1"] {
+            assert!(is_scrubbed(line), "{line}");
+        }
+        for line in ["bootscrub=off", "console=com1 no-bootscrub", "bootscrub=1 bootscrub=0"] {
+            assert!(!is_scrubbed(line), "{line}");
         }
     }
 }

@@ -31,6 +31,7 @@ use crate::{
         m2p::M2p,
         p2m::P2m,
         shared_info::{self, Arch},
+        sys::Mapping,
     },
 };
 
@@ -162,8 +163,12 @@ pub(super) fn nonsense(message: String) -> DomainError {
 pub(super) struct XenSource {
     view: Arc<View>,
     dirty: Box<dyn Tracker>,
+    /// Nothing of the domain may be mapped when it is destroyed.
+    shared_info: Option<Mapping>,
     /// As the domain said by suspending itself.
     start_info: Option<u64>,
+    /// Its first processor's state since then.
+    context: Option<Context>,
     suspended_at_ns: u64,
     vcpus: u32,
 }
@@ -179,14 +184,24 @@ impl XenSource {
     pub(super) fn new(domain: &Arc<XenDomain>, m2p: Arc<M2p>, tracking: Tracking) -> DomainResult<Self> {
         let view = Arc::new(View { domain: domain.clone(), m2p, p2m: OnceLock::new() });
         let info = view.info()?;
-        let page = view.host().foreign.map(view.domid(), &[info.shared_info]);
-        let arch = Arch::read(&page.map_err(failed("mapping of shared info"))?);
+        // Kept: while the domain stands still there is no time to map it.
+        let shared_info = view.host().foreign.map(view.domid(), &[info.shared_info]);
+        let shared_info = shared_info.map_err(failed("mapping of shared info"))?;
+        let arch = Arch::read(&shared_info);
         // Room to balloon is no reason to read a list without bounds.
         let most = info.max_pages.saturating_mul(2).max(info.pages);
         let p2m = P2m::read(&view.host().foreign, view.domid(), &arch, &view.m2p, most);
         let _ = view.p2m.set(p2m.map_err(failed("reading of the domain's list of memory"))?);
         let dirty = super::track::tracker(&view, tracking)?;
-        Ok(Self { view, dirty, start_info: None, suspended_at_ns: 0, vcpus: info.vcpus.max(1) })
+        Ok(Self {
+            view,
+            dirty,
+            shared_info: Some(shared_info),
+            start_info: None,
+            context: None,
+            suspended_at_ns: 0,
+            vcpus: info.vcpus.max(1),
+        })
     }
 
     fn listens(&self) -> DomainResult<bool> {
@@ -305,7 +320,9 @@ impl SourceDomain for XenSource {
         self.suspended_at_ns = now_ns();
         let context =
             host.hypercalls.context(domid, 0).map_err(failed("reading of the processor's state"))?;
-        let start_info = Context(Box::new(context)).rdx();
+        let context = Context(Box::new(context));
+        let start_info = context.rdx();
+        self.context = Some(context);
         let page = self.view.p2m().page_of(&self.view.m2p, start_info);
         let page = page.ok_or_else(|| nonsense("its start info is not its own".into()))?;
         self.start_info = Some(page);
@@ -329,7 +346,10 @@ impl SourceDomain for XenSource {
         });
         for vcpu in 0..self.vcpus {
             let mut add = |kind, bytes| states.push(State { kind, index: vcpu as u16, bytes });
-            let mut context = Context(Box::new(hypercalls.context(domid, vcpu).map_err(what())?));
+            let mut context = match self.context.take_if(|_| vcpu == 0) {
+                Some(context) => context,
+                None => Context(Box::new(hypercalls.context(domid, vcpu).map_err(what())?)),
+            };
             context.translate(to_page).map_err(|error| nonsense(error.to_string()))?;
             add(state::VCPU_CONTEXT, context.0.to_vec());
             add(state::VCPU_EXTENDED, hypercalls.extended_context(domid, vcpu).map_err(what())?);
@@ -338,9 +358,9 @@ impl SourceDomain for XenSource {
                 add(state::VCPU_XSAVE, upper);
             }
         }
-        let page = host.foreign.map(domid, &[self.view.info()?.shared_info]).map_err(what())?;
         let mut bytes = [0; PAGE_SIZE];
-        page.read(0, &mut bytes);
+        let shared_info = self.shared_info.as_ref().ok_or(DomainError::Ended)?;
+        shared_info.read(0, &mut bytes);
         let cr3 = to_page(shared_info::p2m_cr3(&bytes) >> 12).map_or(0, |page| page << 12);
         shared_info::set_p2m_cr3(&mut bytes, cr3);
         states.push(State { kind: state::SHARED_INFO, index: 0, bytes: bytes.to_vec() });
@@ -349,10 +369,12 @@ impl SourceDomain for XenSource {
 
     fn resume(&mut self) -> DomainResult<()> {
         self.start_info = None;
+        self.context = None;
         super::Domain::resume(&*self.view.domain).map_err(toolstack_failed)
     }
 
     fn destroy(&mut self) -> DomainResult<()> {
+        self.shared_info = None;
         super::Domain::destroy(&*self.view.domain).map_err(toolstack_failed)
     }
 }
