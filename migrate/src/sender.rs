@@ -292,12 +292,12 @@ impl Worker {
             let mut encoding = lock(&out.chooser).choose();
             let mut content = raw;
             if encoding != Encoding::Raw {
-                let began = Instant::now();
+                let (tried, began) = (encoding, Instant::now());
                 match self.packer.pack(encoding, pages) {
                     Some(packed) => content = packed,
                     None => encoding = Encoding::Raw,
                 }
-                lock(&out.chooser).packed(raw.len(), content.len(), began.elapsed());
+                lock(&out.chooser).packed(tried, raw.len(), content.len(), began.elapsed());
             }
             self.head.clear();
             emit_pages_head(encoding, self.kept.iter().copied(), &mut self.head);
