@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 
+use fcap_api::migrate::{Invitation, Migrate, MigrationIdentity, Precopy, Progress};
 use fcap_api::{Capsule, CreateCapsule, Image, Node, NodeUpdate};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -92,6 +93,23 @@ impl Api {
         let url = format!("{}/v1/images/sha256:{digest}", self.base);
         let request = self.agent.put(&url).header("authorization", self.bearer());
         Self::read("upload", request.header("content-type", "application/octet-stream").send(&bytes[..]))
+    }
+
+    /// Moves a capsule from here to another server; says what was told of it, the result last.
+    pub fn migrate(&self, to: &Self, capsule: &str, how: &Precopy) -> Answer<Vec<Progress>> {
+        let identity: MigrationIdentity = self.get("/v1/migrations/identity")?;
+        let ticket = to.post("/v1/migrations", &Invitation { source: identity.fingerprint })?;
+        let url = format!("{}/v1/capsules/{capsule}/migrate", self.base);
+        let request = self.agent.post(&url).header("authorization", self.bearer());
+        let body = json(&Migrate { ticket, how: how.clone() });
+        let what = |error: &dyn std::fmt::Display| format!("migrate {capsule}: {error}");
+        let response = request.header("content-type", "application/json").send(body);
+        let mut response = response.map_err(|error| what(&error))?;
+        let text = response.body_mut().read_to_string().map_err(|error| what(&error))?;
+        if !response.status().is_success() {
+            return Err(what(&text));
+        }
+        text.lines().map(|line| serde_json::from_str(line).map_err(|error| what(&error))).collect()
     }
 
     /// Makes and starts a capsule.

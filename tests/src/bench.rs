@@ -5,6 +5,7 @@ pub mod density;
 pub mod guest;
 pub mod http;
 pub mod kv;
+pub mod migrate;
 pub mod net;
 pub mod run;
 pub mod tcp;

@@ -70,6 +70,11 @@ impl Node {
         Self::pair(Variant::Xl, "small", encrypt)
     }
 
+    /// Two nodes as [`Node::log_dirty`], in one cloud.
+    pub fn two_log_dirty() -> anyhow::Result<[Self; 2]> {
+        Self::pair(Variant::XlLogDirty, "small", false)
+    }
+
     /// Two nodes as [`Node::bench`], in one cloud.
     pub fn two_bench() -> anyhow::Result<[Self; 2]> {
         Self::pair(Variant::Bench, "medium", false)

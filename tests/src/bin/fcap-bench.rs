@@ -1,5 +1,7 @@
 //! `fcap-bench NAME`: what `cargo xtask bench NAME` runs.
 
+use fcap_tests::bench::migrate;
+
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -11,7 +13,11 @@ fn main() -> anyhow::Result<()> {
         ["http"] => fcap_tests::bench::http::run()?,
         ["kv"] => fcap_tests::bench::kv::run()?,
         ["tcp"] => fcap_tests::bench::tcp::run()?,
-        _ => anyhow::bail!("no benchmark {args:?}; there are run [--net], density, cloud, http, kv, tcp"),
+        ["migrate"] => migrate::run(migrate::Extent::All)?,
+        ["migrate", "--quick"] => migrate::run(migrate::Extent::Quick)?,
+        _ => anyhow::bail!(
+            "no benchmark {args:?}; there are run [--net], density, cloud, http, kv, tcp, migrate [--quick]"
+        ),
     };
     println!("{figures}");
     Ok(())

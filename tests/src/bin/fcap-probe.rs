@@ -10,10 +10,16 @@
 //! ADDRESS COMMAND [ARGUMENT...]` does the same for a command that starts a guest with that
 //! address. `fcap-probe send|receive ADDRESS:PORT SECONDS` moves bytes to or from `guest-bulk`
 //! and prints Mbit/s. Standard library only: it is copied into the node as it is.
+//!
+//! `fcap-probe pipe ADDRESS:PORT` connects its standard input and output to a server; `fcap-probe
+//! serve PORT COMMAND [ARGUMENT...]` is one for a single connection, on which the command runs.
+//! `fcap-probe drain PORT` reads a single connection to its end, and `fcap-probe pour
+//! ADDRESS:PORT MIB` fills it with that much and prints the seconds until all of it was read.
 
 use std::error::Error;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -28,7 +34,14 @@ const PIECE: usize = 128 * 1024;
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match &args[..] {
+        ["pipe", address] => return pipe(address.parse()?),
+        ["serve", port, program, rest @ ..] => return serve(port.parse()?, program, rest),
+        ["drain", port] => return drain(port.parse()?),
+        _ => {}
+    }
     let figure = match &args[..] {
+        ["pour", address, mib] => pour(address.parse()?, mib.parse()?)?,
         ["run", socket, body, marker] => ms(run(socket, body, marker)?),
         ["exec", marker, program, rest @ ..] => ms(exec(marker, program, rest)?),
         ["create-http", socket, body] => ms(create_http(socket, body)?),
@@ -39,6 +52,61 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     println!("{figure:.3}");
     Ok(())
+}
+
+fn accept(port: u16) -> std::io::Result<TcpStream> {
+    Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?.accept()?.0)
+}
+
+fn pipe(address: SocketAddr) -> Result<(), Box<dyn Error>> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    let mut to = stream.try_clone()?;
+    // Ends with the process: what the server says last is the end.
+    std::thread::spawn(move || copy(&mut std::io::stdin(), &mut to));
+    copy(&mut &stream, &mut std::io::stdout())?;
+    Ok(())
+}
+
+/// In larger pieces than the library does.
+fn copy(from: &mut dyn Read, to: &mut dyn Write) -> std::io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        match from.read(&mut piece)? {
+            0 => return Ok(()),
+            len => {
+                to.write_all(&piece[..len])?;
+                to.flush()?;
+            }
+        }
+    }
+}
+
+fn serve(port: u16, program: &str, arguments: &[&str]) -> Result<(), Box<dyn Error>> {
+    let stream = OwnedFd::from(accept(port)?);
+    let (input, output) = (Stdio::from(stream.try_clone()?), Stdio::from(stream));
+    Command::new(program).args(arguments).stdin(input).stdout(output).status()?;
+    Ok(())
+}
+
+fn drain(port: u16) -> Result<(), Box<dyn Error>> {
+    let mut stream = accept(port)?;
+    let mut piece = vec![0; PIECE];
+    while stream.read(&mut piece)? > 0 {}
+    stream.write_all(&[0])?;
+    Ok(())
+}
+
+fn pour(address: SocketAddr, mib: usize) -> Result<f64, Box<dyn Error>> {
+    let mut stream = TcpStream::connect(address)?;
+    let piece = vec![0x5a; PIECE];
+    let start = Instant::now();
+    for _ in 0..(mib << 20) / PIECE {
+        stream.write_all(&piece)?;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    stream.read_exact(&mut [0])?;
+    Ok(start.elapsed().as_secs_f64())
 }
 
 fn ms(duration: Duration) -> f64 {

@@ -18,6 +18,8 @@ cargo xtask bench NAME
   http     httpd against nginx in a Linux guest: rate, processor time, 99th percentile
   kv       kv against redis-server in a Linux guest: rate and processor time
   tcp      bulk throughput against iperf3 in a Linux guest: to and from dom0, between guests
+  migrate  a capsule from node to node and back, and `xl migrate` of the same kernel: total time
+           and downtime over memory sizes; --quick takes the smallest size alone
 
 Both sides run alternately in one run. The last line is JSON.";
 
@@ -29,6 +31,9 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
     let mut variants = vec![Variant::Node, Variant::Xl];
     if args.first().is_some_and(|name| WITH_PEERS.iter().any(|peer| name == peer)) {
         variants.extend([Variant::Bench, Variant::Guest]);
+    }
+    if args.first().is_some_and(|name| name == "migrate") {
+        variants.push(Variant::XlLogDirty);
     }
     run_binary("fcap-bench", &variants, &args)
 }
