@@ -112,6 +112,15 @@ impl Api {
         text.lines().map(|line| serde_json::from_str(line).map_err(|error| what(&error))).collect()
     }
 
+    /// Makes and starts a capsule, and leaves as soon as it runs, without its output.
+    pub fn run(&self, request: &CreateCapsule) -> Answer<()> {
+        let url = format!("{}/v1/run", self.base);
+        let call = self.agent.post(&url).header("authorization", self.bearer());
+        let response = call.header("content-type", "application/json").send(json(request));
+        let status = response.map_err(|error| format!("run: {error}"))?.status();
+        if status.is_success() { Ok(()) } else { Err(format!("run: {status}")) }
+    }
+
     /// Makes and starts a capsule.
     pub fn create(&self, request: &CreateCapsule) -> Answer<Capsule> {
         self.post("/v1/capsules", request)
