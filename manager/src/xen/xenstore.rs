@@ -47,6 +47,9 @@ pub struct Client {
     path: PathBuf,
     /// `None` after an error that left unread replies behind; opened again at the next request.
     stream: Mutex<Option<UnixStream>>,
+    /// Held by the one transaction that is under way: two that overlap change the same parents,
+    /// and one of them would have to be made again.
+    transaction: Mutex<()>,
 }
 
 impl Client {
@@ -56,7 +59,7 @@ impl Client {
     /// If xenstored cannot be reached.
     pub fn connect(path: &Path) -> Result<Self, Error> {
         let connected = UnixStream::connect(path).map_err(|error| Error::Connection(path.into(), error))?;
-        Ok(Self { path: path.into(), stream: Mutex::new(Some(connected)) })
+        Ok(Self { path: path.into(), stream: Mutex::new(Some(connected)), transaction: Mutex::default() })
     }
 
     /// Makes one request and returns the payload of its reply.
@@ -77,6 +80,7 @@ impl Client {
     pub fn transaction(&self, requests: &[Request<'_>], after: &[Request<'_>]) -> Result<(), Error> {
         let commit = Request::TransactionEnd { commit: true };
         let mut after = after;
+        let _turn = self.transaction.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         for attempt in 1.. {
             let start = self.request(Request::TransactionStart)?;
             let tx = wire::tx_id(&start).ok_or_else(|| self.garbage("no transaction number"))?;
