@@ -70,6 +70,9 @@ pub enum Error {
     /// The node's disk is full.
     #[error("the node has no room to {0}: its disk is full; `fcap prune` removes what is not used")]
     DiskFull(String),
+    /// The node has no room for what was sent, or not now.
+    #[error("{0}")]
+    NoRoom(String),
     /// The node's disk fails.
     #[error("failed to {what}: {source}")]
     Disk {
@@ -123,7 +126,7 @@ impl Error {
             Self::TooLarge(_) => ErrorCode::TooLarge,
             Self::BadImage(_) | Self::Toolstack(T::BadImage(_)) => ErrorCode::BadImage,
             Self::Toolstack(T::NotEnoughMemory { .. }) => ErrorCode::NotEnoughMemory,
-            Self::DiskFull(_) | Self::Toolstack(T::NoRoom(_)) => ErrorCode::NoRoom,
+            Self::DiskFull(_) | Self::NoRoom(_) | Self::Toolstack(T::NoRoom(_)) => ErrorCode::NoRoom,
             Self::Disk { .. }
             | Self::Toolstack(T::Failed { .. })
             | Self::Network(net::Error::Failed { .. })

@@ -1,8 +1,9 @@
 //! Reads kernel images, which are hostile input.
 //!
-//! An image is a static 64-bit ELF file with Xen's notes (`xen/include/public/elfnote.h`), or
-//! a Linux `bzImage` that holds one. [`parse`] checks whatever the domain builder relies on, so
-//! that nothing after it needs to doubt a number:
+//! An image is a static 64-bit ELF file with Xen's notes (`xen/include/public/elfnote.h`).
+//! Packed kernels, Linux's `bzImage`, are refused: who sends an image unpacks it, with his own
+//! rights. [`parse`] checks whatever the domain builder relies on, so that nothing after it needs
+//! to doubt a number:
 //!
 //! - all segments lie in the file, do not overlap, and end within [`MAX_LOADED`] of the start
 //!   of the domain's memory;
@@ -13,14 +14,9 @@
 //! Addresses inside an [`Image`] are offsets from `VIRT_BASE`, which is where the domain's
 //! first page is mapped.
 
-mod bzimage;
+use std::ops::Range;
 
-use std::{
-    borrow::Cow,
-    ops::{Deref, Range},
-    sync::{Arc, Mutex, MutexGuard},
-};
-
+use bytes::Bytes;
 use elf::{ElfBytes, abi, endian::LittleEndian, file::Class, note::Note};
 use fcap_api::ImageKind;
 use xen_proto::{
@@ -74,8 +70,11 @@ pub enum Error {
     BadSegment { index: usize, why: &'static str },
     #[error("segments {0} and {1} of the image overlap")]
     Overlap(usize, usize),
-    #[error("the kernel inside the bzImage cannot be unpacked: {0}")]
-    Unpack(String),
+    #[error(
+        "the image is a packed Linux kernel (bzImage), and a node unpacks none; `fcap run` does \
+         so before it sends one, and so does Linux's scripts/extract-vmlinux"
+    )]
+    Packed,
 }
 
 /// Section of capsules that are linked with the library OS's network.
@@ -84,7 +83,7 @@ const NETWORK_SECTION: &str = ".fcap.net";
 /// A part of the image, to be copied into the domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Where in [`Image::elf`] its content is.
+    /// Where in [`Image::file`] its content is.
     pub file: Range<usize>,
     /// Bytes in memory from `VIRT_BASE`; what the file does not fill is zero.
     pub memory: Range<u64>,
@@ -117,7 +116,8 @@ impl Kernel {
 /// A checked image, shared by all the domains made of it.
 #[derive(Debug)]
 pub struct Image {
-    file: Arc<[u8]>,
+    /// The ELF file; empty for [`ImageKind::Data`].
+    pub file: Bytes,
     /// None for [`ImageKind::Data`].
     pub kernel: Option<Kernel>,
     /// Size of the file as it came.
@@ -126,46 +126,7 @@ pub struct Image {
     pub wants_network: bool,
 }
 
-/// The ELF file of an [`Image`].
-#[derive(Debug)]
-pub struct ElfFile<'a> {
-    bytes: Cow<'a, [u8]>,
-    /// Linux has 50 MB unpacked, and dom0 is small: there is never more than one of them.
-    _unpacked: Option<MutexGuard<'a, ()>>,
-}
-
-impl Deref for ElfFile<'_> {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-fn elf_file(file: &[u8]) -> Result<Option<ElfFile<'_>>, Error> {
-    static UNPACKED: Mutex<()> = Mutex::new(());
-    match bzimage::payload(file)? {
-        Some(payload) => {
-            let unpacked = UNPACKED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let bytes = bzimage::unpack(payload)?.into();
-            Ok(Some(ElfFile { bytes, _unpacked: Some(unpacked) }))
-        }
-        None if file.starts_with(&abi::ELFMAGIC) => Ok(Some(ElfFile { bytes: file.into(), _unpacked: None })),
-        None => Ok(None),
-    }
-}
-
 impl Image {
-    /// The ELF file itself, or the one that was packed in it; empty when there is no kernel.
-    /// Waits while another one is unpacked.
-    ///
-    /// # Errors
-    /// If there is no memory to unpack it.
-    pub fn elf(&self) -> Result<ElfFile<'_>, Error> {
-        let empty = ElfFile { bytes: Cow::Borrowed(&[]), _unpacked: None };
-        Ok(elf_file(&self.file)?.unwrap_or(empty))
-    }
-
     /// What it is.
     pub fn kind(&self) -> ImageKind {
         match &self.kernel {
@@ -180,22 +141,27 @@ impl Image {
 ///
 /// # Errors
 /// If the file claims to be a kernel and cannot be run, or is empty.
-pub fn parse(file: Arc<[u8]>) -> Result<Image, Error> {
+pub fn parse(file: Bytes) -> Result<Image, Error> {
     let file_size = file.len() as u64;
     if file.is_empty() {
         return Err(Error::Empty);
     }
-    let (kernel, wants_network) = match elf_file(&file)? {
-        Some(elf) => {
-            let kernel = parse_elf(&elf)?;
-            let wants_network = kernel.is_capsule && has_section(&elf, NETWORK_SECTION);
-            (Some(kernel), wants_network)
-        }
-        None => (None, false),
-    };
-    // Nobody needs the bytes of what is no kernel; the caller has them.
-    let file = if kernel.is_some() { file } else { Arc::new([]) };
-    Ok(Image { file, kernel, file_size, wants_network })
+    if is_bzimage(&file) {
+        return Err(Error::Packed);
+    }
+    if !file.starts_with(&abi::ELFMAGIC) {
+        // Nobody needs the bytes; the caller has them.
+        return Ok(Image { file: Bytes::new(), kernel: None, file_size, wants_network: false });
+    }
+    let kernel = parse_elf(&file)?;
+    let wants_network = kernel.is_capsule && has_section(&file, NETWORK_SECTION);
+    Ok(Image { file, kernel: Some(kernel), file_size, wants_network })
+}
+
+/// Whether it is a Linux kernel behind a boot loader's header (`Documentation/x86/boot.rst` in
+/// Linux's sources).
+fn is_bzimage(file: &[u8]) -> bool {
+    file.get(0x1fe..0x200) == Some(&[0x55, 0xaa]) && file.get(0x202..0x206) == Some(b"HdrS")
 }
 
 fn parse_elf(bytes: &[u8]) -> Result<Kernel, Error> {

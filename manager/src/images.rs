@@ -2,38 +2,47 @@
 //!
 //! `images/HEX` is the file, `images/HEX.json` what was found out about it; the former is
 //! there before the latter, and without the latter it is nothing. All of them together are
-//! bounded: when a new one needs the room, those go that no capsule uses, the longest unused
-//! first. Small images stay in memory, parsed, while they are in recent use; large ones, kernels
-//! with all their drivers, are read anew for each start, as memory is what a node has least of.
+//! bounded, and where the files are nothing but memory, so is what they leave of it: when a new
+//! one needs the room, those go that no capsule uses, the longest unused first.
+//!
+//! Images are read where they are, in their files ([`crate::mapped`]): there is no copy of them,
+//! neither for parsing them nor for building domains of them.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use fcap_api::Image as Info;
 use futures_util::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 
 use crate::daemon::blocking;
 use crate::error::{Error, Result};
+use crate::mapped;
+use crate::store::is_in_memory;
 use crate::toolstack::{Image, Toolstack};
 
-/// Parsed images in memory may have so many bytes together.
-const CACHE_BYTES: u64 = 16 << 20;
-
-/// How long an upload may stand still.
+/// How long an upload may stand still, or wait for its turn.
 const PIECE_TIME: Duration = Duration::from_secs(60);
+/// Uploads at the same time; others wait.
+const UPLOADS: usize = 4;
+/// Memory that images leave to everything else, where they are kept in memory.
+const MEMORY_LEFT: u64 = 32 << 20;
 
 /// The node's images.
 pub struct Images {
     dir: PathBuf,
     max_bytes: u64,
     toolstack: Arc<dyn Toolstack>,
+    /// Whether the files are nothing but memory.
+    in_memory: bool,
+    turns: Semaphore,
     uploads: AtomicU64,
     inner: Mutex<Inner>,
 }
@@ -43,8 +52,10 @@ struct Inner {
     entries: HashMap<String, Entry>,
     /// Counts uses, to know which was last.
     uses: u64,
-    /// Bytes of uploads that are under way.
-    arriving: u64,
+    /// Bytes that uploads under way have room for.
+    reserved: u64,
+    /// Of these, what is there already.
+    arrived: u64,
 }
 
 struct Entry {
@@ -94,7 +105,9 @@ impl Images {
         });
         strays.iter().try_for_each(fs::remove_file)?;
         let inner = Mutex::new(Inner { entries, ..Inner::default() });
-        Ok(Self { dir, max_bytes, toolstack, uploads: AtomicU64::new(0), inner })
+        let in_memory = is_in_memory(&File::open(&dir)?)?;
+        let turns = Semaphore::new(UPLOADS);
+        Ok(Self { dir, max_bytes, toolstack, in_memory, turns, uploads: AtomicU64::new(0), inner })
     }
 
     /// All images, by digest.
@@ -133,36 +146,19 @@ impl Images {
         }
         let (bytes, toolstack) = (self.bytes(digest)?, self.toolstack.clone());
         let parsed = blocking(move || toolstack.parse_image(bytes)).await??;
-        self.cache(digest, &parsed);
-        Ok(parsed)
-    }
-
-    fn cache(&self, digest: &str, parsed: &Arc<dyn Image>) {
-        if parsed.size() > CACHE_BYTES {
-            return;
-        }
-        let mut inner = self.inner.lock().unwrap();
-        let mut cached: Vec<_> = inner.entries.values_mut().filter(|entry| entry.parsed.is_some()).collect();
-        cached.sort_by_key(|entry| entry.used);
-        let mut sum = parsed.size() + cached.iter().map(|entry| entry.info.size).sum::<u64>();
-        for entry in cached {
-            if sum > CACHE_BYTES {
-                sum -= entry.info.size;
-                entry.parsed = None;
-            }
-        }
-        if let Some(entry) = inner.entries.get_mut(digest) {
+        if let Some(entry) = self.inner.lock().unwrap().entries.get_mut(digest) {
             entry.parsed = Some(parsed.clone());
         }
+        Ok(parsed)
     }
 
     /// The bytes of an image.
     ///
     /// # Errors
     /// When there is none of this digest, or it cannot be read.
-    pub fn bytes(&self, digest: &str) -> Result<Arc<[u8]>> {
+    pub fn bytes(&self, digest: &str) -> Result<Bytes> {
         let path = self.dir.join(hex(digest)?);
-        match read(&path) {
+        match map(&path) {
             Ok(bytes) => Ok(bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing(digest)),
             Err(error) => Err(Error::disk(format!("read image {digest}"))(error)),
@@ -185,8 +181,15 @@ impl Images {
         if let Some(size) = size {
             self.check_size(size)?;
         }
+        let turn = tokio::time::timeout(PIECE_TIME, self.turns.acquire()).await;
+        let _turn = turn.map_err(|_| {
+            Error::NoRoom("the node is busy with other uploads of images; try again later".into())
+        })?;
         // One that is held already is only checked.
         let mut upload = if self.get(digest).is_ok() { None } else { Some(Upload::new(self)?) };
+        if let (Some(upload), Some(size)) = (&mut upload, size) {
+            upload.reserve(size, digest, &in_use)?;
+        }
         let (mut hasher, mut len) = (Sha256::new(), 0);
         let stalled = |_| Error::BadRequest("the rest of the image does not come".into());
         while let Some(piece) = tokio::time::timeout(PIECE_TIME, body.next()).await.map_err(stalled)? {
@@ -195,7 +198,9 @@ impl Images {
             self.check_size(len)?;
             hasher.update(&piece);
             if let Some(upload) = &mut upload {
-                self.make_room(piece.len() as u64, digest, &in_use)?;
+                if len > upload.reserved {
+                    upload.reserve(len - upload.reserved, digest, &in_use)?;
+                }
                 upload.write(&piece).map_err(Error::disk(format!("store image {digest}")))?;
             }
         }
@@ -208,7 +213,7 @@ impl Images {
         if upload.len == 0 {
             return Err(Error::BadImage("the image is empty".into()));
         }
-        let bytes = read(&upload.path).map_err(Error::disk(format!("read image {digest}")))?;
+        let bytes = map(&upload.path).map_err(Error::disk(format!("read image {digest}")))?;
         let toolstack = self.toolstack.clone();
         let parsed = blocking(move || toolstack.parse_image(bytes)).await??;
         let min_memory_kib = parsed.min_memory_kib();
@@ -223,9 +228,9 @@ impl Images {
             let mut inner = self.inner.lock().unwrap();
             inner.uses += 1;
             let used = inner.uses;
-            inner.entries.insert(digest.to_owned(), Entry { info: info.clone(), used, parsed: None });
+            let entry = Entry { info: info.clone(), used, parsed: Some(parsed) };
+            inner.entries.insert(digest.to_owned(), entry);
         }
-        self.cache(digest, &parsed);
         Ok(info)
     }
 
@@ -253,24 +258,39 @@ impl Images {
         Ok(())
     }
 
-    /// Removes images until `more` bytes fit.
-    fn make_room(&self, more: u64, arriving: &str, in_use: &impl Fn(&str) -> bool) -> Result<()> {
-        loop {
-            let mut inner = self.inner.lock().unwrap();
-            let held: u64 = inner.entries.values().map(|entry| entry.info.size).sum();
-            if held + inner.arriving + more <= self.max_bytes {
-                return Ok(());
-            }
+    /// Keeps room for `more` bytes, and removes images for it that no capsule uses.
+    fn reserve(&self, more: u64, arriving: &str, in_use: &impl Fn(&str) -> bool) -> Result<()> {
+        let mut inner = self.inner.lock().unwrap();
+        while let Some(lacking) = self.lacking(&inner, more)? {
             let unused = inner.entries.values().filter(|entry| !in_use(&entry.info.digest));
             let oldest = unused.min_by_key(|entry| entry.used).map(|entry| entry.info.digest.clone());
             let Some(oldest) = oldest else {
-                return Err(Error::DiskFull(format!(
-                    "store image {arriving} beside those of its capsules ({} KiB in all)",
-                    self.max_bytes >> 10
+                return Err(Error::NoRoom(format!(
+                    "the node has not enough room for images: {arriving} needs {} KiB, and {lacking}; \
+                     remove capsules whose images are not needed, or use a larger node",
+                    more.div_ceil(1024)
                 )));
             };
             self.drop_entry(&mut inner, &oldest)?;
         }
+        inner.reserved += more;
+        Ok(())
+    }
+
+    /// Why there is no room for `more` bytes; None if there is.
+    fn lacking(&self, inner: &Inner, more: u64) -> Result<Option<String>> {
+        let held: u64 = inner.entries.values().map(|entry| entry.info.size).sum();
+        if held + inner.reserved + more > self.max_bytes {
+            let most = self.max_bytes >> 10;
+            return Ok(Some(format!("all together may have {most} KiB, of which capsules use the rest")));
+        }
+        if !self.in_memory {
+            return Ok(None);
+        }
+        let available = available_memory().map_err(Error::disk("find out how much memory is left"))?;
+        let promised = inner.reserved - inner.arrived;
+        let left = available.saturating_sub(MEMORY_LEFT + promised);
+        Ok((more > left).then(|| format!("dom0 has memory for {} KiB", left >> 10)))
     }
 
     /// Removes an image that no capsule uses.
@@ -295,13 +315,16 @@ impl Images {
     }
 }
 
-/// Reads a file into memory once: through a `Vec` it would be there twice for a moment.
-fn read(path: &Path) -> io::Result<Arc<[u8]>> {
-    let mut file = File::open(path)?;
-    let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
-    file.read_exact(Arc::get_mut(&mut bytes).expect("nobody else has it yet"))?;
-    Ok(bytes)
+fn map(path: &Path) -> io::Result<Bytes> {
+    mapped::map(&File::open(path)?)
+}
+
+/// Memory in bytes that programs can still get, by the kernel's estimate.
+fn available_memory() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
+    let kib: Option<u64> = line.and_then(|kib| kib.parse().ok());
+    kib.map(|kib| kib << 10).ok_or_else(|| io::Error::other("/proc/meminfo has no MemAvailable"))
 }
 
 fn missing(digest: &str) -> Error {
@@ -314,6 +337,8 @@ struct Upload<'a> {
     path: PathBuf,
     file: File,
     len: u64,
+    /// Bytes that there is room for.
+    reserved: u64,
 }
 
 impl<'a> Upload<'a> {
@@ -321,13 +346,19 @@ impl<'a> Upload<'a> {
         let number = images.uploads.fetch_add(1, Ordering::Relaxed);
         let path = images.dir.join(format!("upload-{number}.part"));
         let file = File::create(&path).map_err(Error::disk("store an image"))?;
-        Ok(Self { images, path, file, len: 0 })
+        Ok(Self { images, path, file, len: 0, reserved: 0 })
+    }
+
+    fn reserve(&mut self, more: u64, digest: &str, in_use: &impl Fn(&str) -> bool) -> Result<()> {
+        self.images.reserve(more, digest, in_use)?;
+        self.reserved += more;
+        Ok(())
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)?;
         self.len += bytes.len() as u64;
-        self.images.inner.lock().unwrap().arriving += bytes.len() as u64;
+        self.images.inner.lock().unwrap().arrived += bytes.len() as u64;
         Ok(())
     }
 }
@@ -335,6 +366,8 @@ impl<'a> Upload<'a> {
 impl Drop for Upload<'_> {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
-        self.images.inner.lock().unwrap().arriving -= self.len;
+        let mut inner = self.images.inner.lock().unwrap();
+        inner.reserved -= self.reserved;
+        inner.arrived -= self.len;
     }
 }

@@ -9,6 +9,7 @@
 //! | [`log`] | what capsules wrote |
 //! | [`image`] | reads kernels |
 //! | [`images`] | what capsules are made of |
+//! | [`mapped`] | files as memory |
 //! | [`migration`] | capsules that move between nodes, and into and out of images |
 //! | [`net`] | what the daemon asks of dom0's network |
 //! | [`events`] | what has happened lately |
@@ -26,6 +27,7 @@ pub mod id;
 pub mod image;
 pub mod images;
 pub mod log;
+pub mod mapped;
 pub mod migration;
 pub mod names;
 pub mod net;

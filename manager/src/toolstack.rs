@@ -13,6 +13,7 @@ pub mod xen;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use fcap_api::ImageKind;
 use fcap_migrate::domain::{Description, DestinationDomain, DomainResult, SourceDomain};
 use xen_proto::{boot, suspend};
@@ -105,7 +106,7 @@ pub struct DomainSpec {
     /// The kernel.
     pub image: Arc<dyn Image>,
     /// The boot module: fcap's own for capsules (see `xen_proto::boot`), an initrd for others.
-    pub module: Option<Arc<[u8]>>,
+    pub module: Option<Bytes>,
     /// Kernel command line, at most 1,023 bytes.
     pub command_line: String,
     /// Memory.
@@ -266,7 +267,7 @@ pub trait Toolstack: Send + Sync {
     ///
     /// Bytes that are no kernel at all are [`ImageKind::Data`]; a file that claims to be an
     /// ELF kernel and cannot be run is an error that says why.
-    fn parse_image(&self, bytes: Arc<[u8]>) -> Result<Arc<dyn Image>>;
+    fn parse_image(&self, bytes: Bytes) -> Result<Arc<dyn Image>>;
 
     /// Builds a domain, paused. On failure nothing is left behind.
     fn create(&self, spec: &DomainSpec) -> Result<Arc<dyn Domain>>;

@@ -270,7 +270,7 @@ impl Driver {
             ImageKind::Capsule => {
                 let mut seed = [0; 32];
                 getrandom::fill(&mut seed).expect("the kernel gives randomness");
-                (Some(Arc::from(config.boot_module(&seed, &interfaces))), String::new())
+                (Some(config.boot_module(&seed, &interfaces).into()), String::new())
             }
             _ => {
                 let initrd = match &config.initrd {

@@ -30,6 +30,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fcap_api::ImageKind;
 use fcap_migrate::domain::{Description, DomainResult};
 use xen_proto::boot::{Kind, Net, Records};
@@ -412,7 +413,7 @@ impl Toolstack for Sim {
         })
     }
 
-    fn parse_image(&self, bytes: Arc<[u8]>) -> Result<Arc<dyn Image>> {
+    fn parse_image(&self, bytes: Bytes) -> Result<Arc<dyn Image>> {
         let size = bytes.len() as u64;
         let image = |kind, words| -> Arc<dyn Image> { Arc::new(SimImage { kind, size, words }) };
         if bytes.starts_with(b"\x7fELF") {

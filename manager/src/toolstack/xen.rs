@@ -24,6 +24,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, Weak},
 };
 
+use bytes::Bytes;
 use fcap_api::ImageKind;
 use fcap_migrate::domain::{Description, DomainResult};
 use xen_proto::{
@@ -240,7 +241,7 @@ impl Toolstack for Xen {
         })
     }
 
-    fn parse_image(&self, bytes: Arc<[u8]>) -> Result<Arc<dyn Image>> {
+    fn parse_image(&self, bytes: Bytes) -> Result<Arc<dyn Image>> {
         let image = image::parse(bytes).map_err(|error| Error::BadImage(error.to_string()))?;
         let least_pages = image.kernel.as_ref().map_or(0, |kernel| Layout::least_pages(kernel, 1));
         Ok(Arc::new(XenImage { image, least_pages }))
@@ -381,10 +382,7 @@ fn create(shared: &Arc<Shared>, spec: &DomainSpec) -> Result<Arc<XenDomain>> {
 }
 
 fn no_kernel() -> Error {
-    Error::BadImage(
-        "the image is no kernel (neither an ELF file nor a bzImage); build the application with `fcap build`"
-            .into(),
-    )
+    Error::BadImage("the image is no kernel (no ELF file); build the application with `fcap build`".into())
 }
 
 /// The last steps: what the daemon holds of it, its scheduling, and xenstore if it has to be.

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! check         whether there is room
-//! unpack        other kernels than ours, if they are packed
 //! create        an empty domain with its vCPUs, limits and two ports for dom0
 //! memory        pages from Xen
 //! map           those pages that get content, mapped into fcapd
@@ -255,10 +254,6 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
     }
     check_room(host, plan.nr_pages)?;
     steps.end("check");
-    let elf = plan.image.elf().map_err(|error| Error::NoRoom(error.to_string()))?;
-    if !plan.kernel.is_capsule {
-        steps.end("unpack");
-    }
 
     let hypercalls = &host.hypercalls;
     let create = |error| failed("creation of a domain", error);
@@ -281,7 +276,7 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
         host.foreign.map(domid, &frames).map_err(|error| failed("mapping of the domain's memory", error))?;
     steps.end("map");
 
-    let filler = Filler { mapping: &mapping, first, layout: &layout, p2m: &p2m, elf: &elf };
+    let filler = Filler { mapping: &mapping, first, layout: &layout, p2m: &p2m, elf: &plan.image.file };
     filler.fill(plan, shared_info);
     filler.shared_info_and_grants()?;
     steps.end("fill");
