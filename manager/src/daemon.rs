@@ -20,7 +20,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use fcap_api::{
@@ -50,6 +50,9 @@ use crate::net::overlay::{self, Links};
 use crate::node::Identity;
 use crate::store::{Loaded, Saved, SavedEnd, Store};
 use crate::toolstack::{self, DomainInfo, EventSink, Shutdown, Toolstack};
+
+/// How long the answer to a start waits for the capsule to connect to its networks.
+const CONNECT_TIME: Duration = Duration::from_secs(2);
 
 /// Where the toolstack's events go. Exists before the toolstack does.
 #[derive(Default)]
@@ -417,6 +420,19 @@ impl Daemon {
             return Err(error);
         }
         Ok((capsule, cursor))
+    }
+
+    /// Waits until a capsule that was just started can be reached through its networks, but not
+    /// long, and not for one that has ended or does not use them: who asked for it may speak to it
+    /// at once, and what is sent before is lost.
+    pub async fn until_reachable(&self, capsule: &Capsule) {
+        let config = capsule.look(|record| record.config.clone());
+        if config.networks.is_empty() {
+            return;
+        }
+        if self.images.open(&config.image).await.is_ok_and(|image| image.wants_network()) {
+            let _ = tokio::time::timeout(CONNECT_TIME, self.networks.connected(&config)).await;
+        }
     }
 
     /// Puts a capsule into the table.

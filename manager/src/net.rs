@@ -23,6 +23,7 @@ mod suite;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use fcap_api::Protocol;
+use tokio::sync::watch;
 
 use crate::toolstack::Uuid;
 
@@ -210,6 +211,11 @@ pub trait Fabric: Send + Sync {
     /// Takes it back.
     fn unpublish(&self, publish: &Publish) -> Result<()>;
 
+    /// Whether a capsule's interface carries frames, which it does once the capsule has connected
+    /// to it; tells when that changes, and breaks off when the interface goes. `None` if there is
+    /// none.
+    fn connection(&self, capsule: Uuid, handle: u32) -> Option<watch::Receiver<bool>>;
+
     /// What went through an interface; `None` while it has none.
     fn counters(&self, capsule: Uuid, handle: u32) -> Result<Option<Counters>>;
 
@@ -220,8 +226,10 @@ pub trait Fabric: Send + Sync {
     /// All interfaces on other nodes, in place of what was said before.
     fn set_remotes(&self, remotes: &[Remote]) -> Result<()>;
 
-    /// Tells everybody on its networks that a capsule is here now: gratuitous ARP and
-    /// unsolicited neighbour advertisements, sent by dom0 in its name.
+    /// Turns what is for a capsule to this node, although [`Fabric::set_remotes`] may have said
+    /// that it is at another one. Nothing is sent: a capsule keeps its addresses and its MAC
+    /// wherever it goes, and nobody learns from frames where it is. Other nodes turn to this one
+    /// when they hear that the capsule is here.
     fn announce(&self, capsule: Uuid) -> Result<()>;
 
     /// Removes what is there and not wanted: left by an earlier daemon.

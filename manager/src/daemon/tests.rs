@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use fcap_api::{
     CreateCapsule, DEFAULT_NETWORK, EndReason, Protocol, PublishPort, RestartPolicy, State, UpdateCapsule,
 };
 use fcap_migrate::domain::{Description, DomainResult};
 use futures_util::{FutureExt, stream};
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
 use super::*;
 use crate::log::Item;
@@ -79,7 +81,7 @@ impl<T: Toolstack> Toolstack for Fragile<T> {
     fn host(&self) -> ToolstackResult<Host> {
         self.inner.host()
     }
-    fn parse_image(&self, bytes: Arc<[u8]>) -> ToolstackResult<Arc<dyn Image>> {
+    fn parse_image(&self, bytes: Bytes) -> ToolstackResult<Arc<dyn Image>> {
         self.inner.parse_image(bytes)
     }
     fn create(&self, spec: &DomainSpec) -> ToolstackResult<Arc<dyn Domain>> {
@@ -214,6 +216,9 @@ impl Fabric for FragileFabric {
         self.failpoint.hit();
         self.inner.unpublish(publish)
     }
+    fn connection(&self, capsule: Uuid, handle: u32) -> Option<watch::Receiver<bool>> {
+        self.inner.connection(capsule, handle)
+    }
     fn counters(&self, capsule: Uuid, handle: u32) -> net::Result<Option<Counters>> {
         self.inner.counters(capsule, handle)
     }
@@ -295,7 +300,7 @@ impl Machine {
 
 async fn put_image(daemon: &Daemon, program: &str) -> String {
     let digest = Sha256::digest(program).iter().fold("sha256:".to_owned(), |s, b| format!("{s}{b:02x}"));
-    let body = stream::iter([Ok::<_, std::io::Error>(axum::body::Bytes::from(program.to_owned()))]);
+    let body = stream::iter([Ok::<_, std::io::Error>(Bytes::from(program.to_owned()))]);
     daemon.images.put(&digest, None, body, |_| false).await.unwrap();
     digest
 }
@@ -487,10 +492,37 @@ fn what_ended_meanwhile_is_recorded_and_what_vanished_is_lost() {
 }
 
 #[test]
+fn a_start_waits_for_a_capsule_that_connects_and_for_no_other() {
+    let machine = Machine::new();
+    machine.fabric.with(|state| state.slow = true);
+    machine.run_on(async |daemon| {
+        let serve = put_image(&daemon, "SIM:serve").await;
+        for ends in [false, true] {
+            let name = if ends { "ends" } else { "connects" };
+            let (capsule, _) = daemon.clone().create(request(&serve, name)).await.unwrap();
+            let config = capsule.look(|record| record.config.clone());
+            let mut connected = std::pin::pin!(daemon.networks.connected(&config));
+            assert!(connected.as_mut().now_or_never().is_none());
+            match ends {
+                true => capsule.ask(Command::Kill).await.unwrap(),
+                false => machine.fabric.connect(capsule.id.0),
+            }
+            connected.await;
+        }
+        // One that does not use its network is not waited for.
+        let spin = put_image(&daemon, "SIM:spin").await;
+        let networks = Some(vec![DEFAULT_NETWORK.into()]);
+        let (capsule, _) =
+            daemon.clone().create(CreateCapsule { networks, ..request(&spin, "spins") }).await.unwrap();
+        assert!(daemon.until_reachable(&capsule).now_or_never().is_some());
+    });
+}
+
+#[test]
 fn domains_of_others_are_left_alone() {
     let machine = Machine::new();
     let foreign = |toolstack: &dyn Toolstack| {
-        let image = toolstack.parse_image(Arc::from(b"SIM:spin".as_slice())).unwrap();
+        let image = toolstack.parse_image(Bytes::from_static(b"SIM:spin")).unwrap();
         let spec = DomainSpec {
             uuid: [9; 16],
             name: "theirs".into(),

@@ -39,7 +39,8 @@ pub(crate) async fn list(
     daemon.show_all(query.all).map(Json)
 }
 
-/// Makes a capsule, and starts it unless `no_start`.
+/// Makes a capsule, and starts it unless `no_start`. Answers once it can be reached through its
+/// networks, or after two seconds.
 #[utoipa::path(post, path = "/v1/capsules", tag = "capsules", responses((status = CREATED, body = Capsule), Errors))]
 pub(crate) async fn create(
     State(daemon): State<Arc<Daemon>>,
@@ -48,6 +49,7 @@ pub(crate) async fn create(
     // On a task of its own: it is not to stop half-way when the client goes.
     let created = tokio::spawn(daemon.clone().create(request)).await.map_err(|_| Error::ShuttingDown)?;
     let (capsule, _) = created?;
+    daemon.until_reachable(&capsule).await;
     Ok((StatusCode::CREATED, Json(daemon.show(&capsule)?)))
 }
 
@@ -96,11 +98,15 @@ pub(crate) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Starts it, for the first time or again.
+/// Starts it, for the first time or again. Answers once it can be reached through its networks,
+/// or after two seconds.
 #[utoipa::path(post, path = "/v1/capsules/{id}/start", tag = "capsules", params(("id" = String, Path)),
     responses((status = OK, body = Capsule), Errors))]
 pub(crate) async fn start(State(daemon): State<Arc<Daemon>>, Path(id): Path) -> Result<Json<Capsule>> {
-    ask(&daemon, &id, Command::Start).await
+    let capsule = daemon.find(&id)?;
+    capsule.ask(Command::Start).await?;
+    daemon.until_reachable(&capsule).await;
+    daemon.show(&capsule).map(Json)
 }
 
 #[derive(Deserialize, IntoParams)]

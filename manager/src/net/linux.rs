@@ -11,6 +11,7 @@
 //! | part | what it does |
 //! |---|---|
 //! | `filter` | who may send what to whom: rules that stay, sets that change |
+//! | `conntrack` | forgets connections through ports that are taken back |
 //! | `route` | bridges, ports, addresses, neighbours |
 //! | `ports` | takes up interfaces as netback makes them |
 //! | `overlay` | tunnels to other nodes, and who is behind them |
@@ -24,6 +25,7 @@
 //!
 //! No program is started and no script run, but `nft` once, to read the rules.
 
+mod conntrack;
 mod filter;
 mod netlink;
 mod overlay;
@@ -40,11 +42,13 @@ use std::{
 };
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
+use tokio::sync::watch;
 
 use super::{
     Attachment, Counters, Error, Fabric, Network, Overlay, Protocol, Publish, Remote, Result, Wanted,
 };
 use crate::toolstack::Uuid;
+use conntrack::Connections;
 use filter::Filter;
 use overlay::Joined;
 pub use ports::Devices;
@@ -71,6 +75,7 @@ pub struct Linux {
 struct Shared {
     route: Route,
     filter: Filter,
+    connections: Connections,
     state: Mutex<State>,
 }
 
@@ -98,13 +103,15 @@ struct Made {
 }
 
 /// An interface that may be there.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Attached {
     attachment: Attachment,
     /// Its name in dom0, once its domain is known.
     name: Option<String>,
     /// Once netback has made it, and it is a port of its bridge.
     port: Option<Index>,
+    /// Whether its capsule has connected to it.
+    connected: watch::Sender<bool>,
 }
 
 /// A published port.
@@ -131,7 +138,8 @@ impl Linux {
         // Before anything is forwarded.
         let filter = Filter::open().map_err(failed("loading of the packet filter's rules by nft"))?;
         enable_forwarding().map_err(failed("turning on of packet forwarding"))?;
-        let shared = Arc::new(Shared { route, filter, state: Mutex::default() });
+        let connections = Connections::open().map_err(failed("opening of the table of connections"))?;
+        let shared = Arc::new(Shared { route, filter, connections, state: Mutex::default() });
         let watch = Watch::start(shared.clone()).map_err(failed("watching of network devices"))?;
         Ok(Self { shared, _watch: watch })
     }
@@ -272,6 +280,7 @@ impl Shared {
     ) -> io::Result<()> {
         let Some(name) = attached.name.take() else { return Ok(()) };
         attached.port = None;
+        attached.connected.send_replace(false);
         ports.remove(&name);
         self.filter.remove(&elements_of_interface(&name, &attached.attachment))
     }
@@ -331,6 +340,10 @@ impl Shared {
         let key = (publish.protocol, publish.node_port);
         if state.published.get(&key).is_some_and(|published| published.publish == *publish) {
             self.filter.remove(&[filter::published(publish)])?;
+            // From here on there are no new ones.
+            if let Err(error) = self.connections.forget(publish) {
+                tracing::warn!(port = publish.node_port, %error, "connections through a port outlive it");
+            }
             state.published.remove(&key);
         }
         Ok(())
@@ -443,7 +456,8 @@ impl Fabric for Linux {
         }
         let call = format!("attaching of {} to the network {}", attachment.ipv4, attachment.network);
         self.shared.detach(&mut state, key).map_err(failed(call))?;
-        let attached = Attached { attachment: attachment.clone(), name: None, port: None };
+        let connected = watch::Sender::new(false);
+        let attached = Attached { attachment: attachment.clone(), name: None, port: None, connected };
         state.attachments.insert(key, attached);
         Ok(())
     }
@@ -473,6 +487,10 @@ impl Fabric for Linux {
     fn unpublish(&self, publish: &Publish) -> Result<()> {
         let call = format!("taking back of port {}", publish.node_port);
         self.shared.unpublish(&mut self.shared.state(), publish).map_err(failed(call))
+    }
+
+    fn connection(&self, capsule: Uuid, handle: u32) -> Option<watch::Receiver<bool>> {
+        Some(self.shared.state().attachments.get(&(capsule, handle))?.connected.subscribe())
     }
 
     fn counters(&self, capsule: Uuid, handle: u32) -> Result<Option<Counters>> {

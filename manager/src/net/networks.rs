@@ -622,6 +622,17 @@ impl Networks {
         Ok(())
     }
 
+    /// Waits until all interfaces of a capsule carry frames. Returns at once when they are taken
+    /// from it, which is at its end.
+    pub async fn connected(&self, config: &Config) {
+        for handle in 0..config.networks.len() as u32 {
+            if let Some(mut connection) = self.fabric.connection(config.id.0, handle) {
+                // Fails when the interface goes.
+                let _ = connection.wait_for(|&connected| connected).await;
+            }
+        }
+    }
+
     /// Takes back what [`Self::attach`] and [`Self::place`] did; a failure is reported in the log.
     pub fn detach(&self, config: &Config) {
         if config.networks.is_empty() {

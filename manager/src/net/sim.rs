@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::Mutex;
 
+use tokio::sync::watch;
+
 use super::{
     Attachment, Counters, Error, Fabric, Network, Overlay, Protocol, Publish, Remote, Result, Wanted,
 };
@@ -16,6 +18,7 @@ const OVERLAY_MTU: u16 = 1450;
 #[derive(Default)]
 pub struct Sim {
     state: Mutex<State>,
+    connections: Mutex<BTreeMap<(Uuid, u32), watch::Sender<bool>>>,
 }
 
 /// What the network is made of.
@@ -39,6 +42,8 @@ pub struct State {
     pub announced: Vec<Uuid>,
     /// Counters that tests have set.
     pub counters: HashMap<(Uuid, u32), Counters>,
+    /// Whether capsules connect to their interfaces only when [`Sim::connect`] says so.
+    pub slow: bool,
     /// The call that fails, if one is to.
     pub failing: Option<&'static str>,
 }
@@ -47,6 +52,13 @@ impl Sim {
     /// Looks at it or changes it from outside, as other programs of the node may.
     pub fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
         look(&mut self.state.lock().unwrap())
+    }
+
+    /// Lets a capsule connect to its interfaces, if it has not.
+    pub fn connect(&self, capsule: Uuid) {
+        for (_, it) in self.connections.lock().unwrap().range((capsule, 0)..=(capsule, u32::MAX)) {
+            it.send_replace(true);
+        }
     }
 
     fn call<T>(&self, name: &'static str, work: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
@@ -81,7 +93,9 @@ impl Fabric for Sim {
                 let source = io::Error::from(io::ErrorKind::NotFound);
                 return Err(Error::Failed { call: format!("attach to {}", attachment.network), source });
             }
-            state.attachments.insert((attachment.capsule, attachment.handle), attachment.clone());
+            let key = (attachment.capsule, attachment.handle);
+            state.attachments.insert(key, attachment.clone());
+            self.connections.lock().unwrap().insert(key, watch::Sender::new(!state.slow));
             Ok(())
         })
     }
@@ -98,6 +112,7 @@ impl Fabric for Sim {
             state.attachments.retain(|(owner, _), _| *owner != capsule);
             state.counters.retain(|(owner, _), _| *owner != capsule);
             state.placed.remove(&capsule);
+            self.connections.lock().unwrap().retain(|(owner, _), _| *owner != capsule);
             Ok(())
         })
     }
@@ -126,6 +141,10 @@ impl Fabric for Sim {
             }
             Ok(())
         })
+    }
+
+    fn connection(&self, capsule: Uuid, handle: u32) -> Option<watch::Receiver<bool>> {
+        Some(self.connections.lock().unwrap().get(&(capsule, handle))?.subscribe())
     }
 
     fn counters(&self, capsule: Uuid, handle: u32) -> Result<Option<Counters>> {
@@ -160,6 +179,7 @@ impl Fabric for Sim {
     fn retain(&self, wanted: &Wanted) -> Result<()> {
         self.call("retain", |state| {
             state.attachments.retain(|key, _| wanted.attachments.contains(key));
+            self.connections.lock().unwrap().retain(|key, _| wanted.attachments.contains(key));
             let State { attachments, placed, .. } = state;
             placed.retain(|capsule, _| attachments.keys().any(|(owner, _)| owner == capsule));
             state.published.retain(|_, publish| wanted.published.contains(publish));

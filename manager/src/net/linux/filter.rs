@@ -192,13 +192,18 @@ pub(super) fn node(address: Ipv4Addr, tunnel: IpAddr) -> [Element; 2] {
     [Key::default().with(&address.octets()).in_set(Set::Nodes), end]
 }
 
+/// As it is in the header of IP.
+pub(super) fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => libc::IPPROTO_TCP as u8,
+        Protocol::Udp => libc::IPPROTO_UDP as u8,
+    }
+}
+
 /// A published port.
 pub(super) fn published(publish: &Publish) -> Element {
-    let protocol = match publish.protocol {
-        Protocol::Tcp => libc::IPPROTO_TCP,
-        Protocol::Udp => libc::IPPROTO_UDP,
-    };
-    let key = Key::default().with(&[protocol as u8]).with(&publish.node_port.to_be_bytes());
+    let key =
+        Key::default().with(&[protocol_number(publish.protocol)]).with(&publish.node_port.to_be_bytes());
     let data = Key::default().with(&publish.ipv4.octets()).with(&publish.port.to_be_bytes());
     Element { set: Set::Published, key: key.0, data: data.0 }
 }

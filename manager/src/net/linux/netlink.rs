@@ -90,6 +90,14 @@ impl Message {
         self
     }
 
+    /// Adds attributes as they came from the kernel.
+    #[must_use]
+    pub(super) fn with_raw(mut self, attributes: &[u8]) -> Self {
+        self.bytes.extend(attributes);
+        self.pad();
+        self
+    }
+
     fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend([0; ATTRIBUTE_LEN]);

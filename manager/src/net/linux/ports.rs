@@ -139,6 +139,7 @@ impl Shared {
         let State { ports, attachments, .. } = &mut *state;
         if let Some(attached) = ports.get(name).and_then(|key| attachments.get_mut(key)) {
             attached.port = None;
+            attached.connected.send_replace(false);
         }
     }
 
@@ -163,6 +164,9 @@ impl Shared {
             if link.carrier && link.mtu < mtu {
                 self.widen(link.index, mtu);
             }
+            attached
+                .connected
+                .send_if_modified(|before| std::mem::replace(before, link.carrier) != link.carrier);
             return Ok(());
         }
         let mut changes =
@@ -177,6 +181,7 @@ impl Shared {
         changes.push(route::set_up(link.index));
         self.route.execute(changes)?;
         attached.port = Some(link.index);
+        attached.connected.send_replace(link.carrier);
         tracing::debug!(
             interface = link.name,
             bridge = made.network.bridge,

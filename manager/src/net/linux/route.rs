@@ -23,6 +23,8 @@ const NEIGHBOUR_HEADER: usize = 12;
 const UP: u32 = libc::IFF_UP as u32;
 /// The device can carry packets: for netback, its guest has connected.
 const CARRIER: u32 = libc::IFF_LOWER_UP as u32;
+/// And those who are to know it do: it is a port of its bridge that forwards.
+const RUNNING: u32 = libc::IFF_RUNNING as u32;
 
 const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
 const PERMANENT: u16 = libc::NUD_PERMANENT;
@@ -87,7 +89,7 @@ impl Link {
             kind: kind.to_owned(),
             local: local.and_then(ip_address),
             mtu: attributes.number(libc::IFLA_MTU).unwrap_or(0),
-            carrier: word(8) & CARRIER != 0,
+            carrier: word(8) & (CARRIER | RUNNING) == CARRIER | RUNNING,
             packets: statistics(0),
             bytes: statistics(2),
         })

@@ -128,24 +128,20 @@ fn attachment(network: &Network, number: u8) -> Attachment {
 }
 
 /// Gives a capsule its place in a network, in the order of a real start, and lets it run until it
-/// has reached its gateway.
+/// is connected. From then on no frame is lost.
 fn guest(fabric: &Linux, network: &Network, number: u8) -> Place {
     let place = arriving_guest(fabric, network, number);
-    wait_until_up(&place, network, number);
+    wait_until_connected(fabric, number);
     place
 }
 
-/// Waits until frames of a capsule get through, which is some time after both ends are up.
-fn wait_until_up(place: &Place, network: &Network, number: u8) {
-    let attachment = attachment(network, number);
-    let gateway = IpAddr::from(network.gateway4.0);
-    let name_server = UdpSocket::bind((gateway, 53)).unwrap();
-    name_server.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while name_server.recv(&mut [0; 100]).is_err() {
-        assert!(std::time::Instant::now() < deadline, "the interface is not taken up");
-        send(place, attachment.ipv4, gateway, 53, b"is it up?");
-    }
+fn wait_until_connected(fabric: &Linux, number: u8) {
+    let mut connection = fabric.connection([number; 16], 0).expect("the interface is attached");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let connected = tokio::time::timeout(PATIENCE, connection.wait_for(|&connected| connected)).await;
+        connected.expect("the interface is taken up").expect("the interface stays");
+    });
 }
 
 /// As [`guest`], for one that gets no frames yet: they go to another node.
@@ -389,8 +385,16 @@ fn a_published_port_leads_to_its_capsule_from_everywhere() {
         let publish = Publish { protocol: Protocol::Udp, node_port: 5353, ipv4: second.ipv4, port: 53 };
         fabric.publish(&publish).unwrap();
         let socket = listen(&two, second.ipv4, 53);
-        send(&world, WORLD, NODE, 5353, b"udp");
+        let sender = listen(&world, WORLD, 4000);
+        sender.send_to(b"udp", (NODE, 5353)).unwrap();
         assert_eq!(next(&socket), (b"udp".to_vec(), WORLD.into()));
+        // Who has sent to one capsule sends to the next one that has the port.
+        fabric.unpublish(&publish).unwrap();
+        fabric.publish(&Publish { ipv4: first.ipv4, ..publish }).unwrap();
+        let heir = listen(&one, first.ipv4, 53);
+        sender.send_to(b"again", (NODE, 5353)).unwrap();
+        assert_eq!(next(&heir), (b"again".to_vec(), WORLD.into()));
+        assert!(has_none(&socket));
     });
 }
 
@@ -537,8 +541,8 @@ fn one_network_spans_nodes_and_carries_only_what_is_for_somebody() {
     send(&guests[0], first.ipv4, second.ipv4, 1000, b"still there");
     assert_eq!(next(&socket).0, b"still there");
     nodes[0].with(|fabric, _| fabric.announce([2; 16]).unwrap());
-    let _stays = nodes[0].with(move |_, network| {
-        wait_until_up(&come, network, 2);
+    let _stays = nodes[0].with(move |fabric, _| {
+        wait_until_connected(fabric, 2);
         come
     });
     send(&guests[0], first.ipv4, second.ipv4, 1000, b"here");
