@@ -34,8 +34,8 @@ use xen_proto::{
 pub(crate) use xen_proto::suspend::Reason;
 
 /// All that must be brought to rest, in that order: who uses something comes before it.
-fn subsystems() -> [Option<&'static Subsystem>; 10] {
-    [
+fn subsystems() -> impl DoubleEndedIterator<Item = &'static Subsystem> {
+    let all = [
         optional(Slot::Hooks),
         optional(Slot::Net),
         optional(Slot::Random),
@@ -46,7 +46,8 @@ fn subsystems() -> [Option<&'static Subsystem>; 10] {
         Some(&time::SUBSYSTEM),
         Some(&start::SUBSYSTEM),
         Some(&shared_info::SUBSYSTEM),
-    ]
+    ];
+    all.into_iter().flatten()
 }
 
 /// What a part of the library OS does when the capsule is suspended. None of it may fail.
@@ -107,7 +108,7 @@ pub(crate) enum Mark {
 
 /// Calls `mark` for all pages that are particular.
 pub(crate) fn marks(mark: &mut dyn FnMut(Mark, Pfn)) {
-    subsystems().into_iter().flatten().for_each(|subsystem| (subsystem.mark)(mark));
+    subsystems().for_each(|subsystem| (subsystem.mark)(mark));
 }
 
 /// How the capsule goes on.
@@ -191,7 +192,7 @@ pub(crate) async fn suspend(reason: Reason, is_wanted: impl Fn() -> bool) {
 
 /// Waits until everything is ready to be suspended; returns whether it is.
 async fn prepare(reason: Reason, is_wanted: &impl Fn() -> bool) -> bool {
-    for subsystem in subsystems().into_iter().flatten() {
+    for subsystem in subsystems() {
         let Some(mut ready) = (subsystem.prepare)(reason) else { continue };
         let is_ready = poll_fn(|cx| {
             if ready.as_mut().poll(cx).is_ready() {
@@ -212,7 +213,7 @@ async fn prepare(reason: Reason, is_wanted: &impl Fn() -> bool) -> bool {
 
 /// Brings everything to rest, suspends the domain if that is still wanted, and goes on.
 fn freeze(is_wanted: impl Fn() -> bool) {
-    for subsystem in subsystems().into_iter().flatten() {
+    for subsystem in subsystems() {
         (subsystem.suspend)();
     }
     let is_new = is_wanted() && {
@@ -238,7 +239,7 @@ fn freeze(is_wanted: impl Fn() -> bool) {
         GIVEN.name.replace(Some(String::from_utf8_lossy(name).into_owned()));
     }
     dirty::resume(is_new);
-    for subsystem in subsystems().into_iter().rev().flatten() {
+    for subsystem in subsystems().rev() {
         (subsystem.resume)(&resume);
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     suspend,
     time::{self, timers},
 };
-use alloc::{collections::VecDeque, sync::Arc, task::Wake};
+use alloc::{boxed::Box, collections::VecDeque, sync::Arc, task::Wake};
 use async_task::{Runnable, Task};
 use core::{
     cell::RefCell,
@@ -39,7 +39,14 @@ where
     F: Future + 'static,
     F::Output: 'static,
 {
-    let schedule = |runnable| READY.borrow_mut().push_back(runnable);
+    spawn_boxed(Box::pin(future))
+}
+
+/// As [`spawn`]: all that tasks of the same result have in common is in the image once.
+fn spawn_boxed<T: 'static>(future: Pin<Box<dyn Future<Output = T>>>) -> JoinHandle<T> {
+    fn schedule(runnable: Runnable) {
+        READY.borrow_mut().push_back(runnable);
+    }
     // SAFETY: future and output live as long as needed. They need not be `Send`, nor
     // need the schedule function, because a capsule has a single thread.
     let (runnable, task) = unsafe { async_task::spawn_unchecked(future, schedule) };

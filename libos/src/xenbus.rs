@@ -45,8 +45,8 @@ impl Device {
 
     /// Which of the backend's features are there: nodes with the value 1.
     pub(crate) async fn features<const N: usize>(&self, names: [&str; N]) -> [bool; N] {
-        let names = names.map(|name| format!("{}/{name}", self.backend_path));
-        let values = read_all(&names).await;
+        let paths: Vec<String> = names.iter().map(|name| format!("{}/{name}", self.backend_path)).collect();
+        let values = read_all(&paths).await;
         core::array::from_fn(|at| values[at].as_deref() == Ok(b"1"))
     }
 
@@ -57,7 +57,7 @@ impl Device {
     ///
     /// # Errors
     /// If one cannot be written.
-    pub(crate) async fn publish(&self, nodes: &[(&str, String)], state: State) -> Result<(), Error> {
+    pub(crate) async fn publish(&self, nodes: &[(&str, &str)], state: State) -> Result<(), Error> {
         let write = |name: &str, value: &[u8]| {
             let (path, value) = (format!("{}/{name}", self.path), value.to_vec());
             Box::pin(async move { xenstore::write(&path, &value).await })

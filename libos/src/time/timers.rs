@@ -1,7 +1,7 @@
 //! The timers that tasks wait for, ordered by deadline.
 
 use crate::{single::Single, time::now_ns};
-use alloc::collections::BTreeMap;
+use alloc::collections::VecDeque;
 use core::{
     cell::{Cell, RefCell},
     task::Waker,
@@ -14,31 +14,37 @@ pub(crate) struct Id {
     serial: u64,
 }
 
-static TIMERS: Single<RefCell<BTreeMap<Id, Waker>>> = Single::new(RefCell::new(BTreeMap::new()));
+/// The earliest first. Most are set for later than all others, and go off in their order or are
+/// cancelled soon, so that little is moved; a map with balanced trees is ten times the code.
+static TIMERS: Single<RefCell<VecDeque<(Id, Waker)>>> = Single::new(RefCell::new(VecDeque::new()));
 
 /// Wakes `waker` when the clock reaches `deadline_ns`.
 pub(crate) fn set(deadline_ns: u64, waker: Waker) -> Id {
     static SERIAL: Single<Cell<u64>> = Single::new(Cell::new(0));
     let id = Id { deadline_ns, serial: SERIAL.replace(SERIAL.get() + 1) };
-    TIMERS.borrow_mut().insert(id, waker);
+    let mut timers = TIMERS.borrow_mut();
+    let at = timers.partition_point(|(other, _)| *other < id);
+    timers.insert(at, (id, waker));
     id
 }
 
 /// Forgets a timer that may have fired already.
 pub(crate) fn cancel(id: Id) {
-    let waker = TIMERS.borrow_mut().remove(&id);
+    let mut timers = TIMERS.borrow_mut();
+    let timer = timers.binary_search_by_key(&id, |(id, _)| *id).ok().and_then(|at| timers.remove(at));
+    drop(timers);
     // Dropped without the borrow: it may be a task's last, which may have timers.
-    drop(waker);
+    drop(timer);
 }
 
 /// Wakes whose time has come, and returns the next deadline.
 pub(crate) fn fire() -> Option<u64> {
     loop {
-        let next = TIMERS.borrow().first_key_value().map(|(id, _)| id.deadline_ns)?;
+        let next = TIMERS.borrow().front().map(|(id, _)| id.deadline_ns)?;
         if next > now_ns() {
             return Some(next);
         }
-        let first = TIMERS.borrow_mut().pop_first();
+        let first = TIMERS.borrow_mut().pop_front();
         if let Some((_, waker)) = first {
             waker.wake();
         }
