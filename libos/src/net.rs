@@ -49,7 +49,7 @@ use crate::{
 };
 use alloc::{boxed::Box, vec::Vec};
 use core::{
-    cell::RefCell,
+    cell::{RefCell, RefMut},
     future::poll_fn,
     hint::black_box,
     pin::Pin,
@@ -131,16 +131,20 @@ pub fn interfaces() -> Vec<Interface> {
 
 /// Does something with the network, which begins to be if there is none.
 fn with<T>(f: impl FnOnce(&mut Network) -> T) -> T {
-    f(NETWORK.borrow_mut().get_or_insert_with(Network::new))
+    f(&mut network())
+}
+
+/// The network; apart from what is done with it, so that it is in the image once.
+#[inline(never)]
+fn network() -> RefMut<'static, Network> {
+    RefMut::map(NETWORK.borrow_mut(), |network| network.get_or_insert_with(Network::new))
 }
 
 /// Does something with the network that may leave it with something to send.
 fn act<T>(f: impl FnOnce(&mut Network) -> T) -> T {
     with(|network| {
         let result = f(network);
-        if network.stack.is_stalled() {
-            network.wake_mover();
-        }
+        network.wake_if_stalled();
         result
     })
 }
@@ -269,6 +273,13 @@ impl Network {
         self.disconnect(at);
         if let Some(task) = self.cards[at].task.take() {
             task.abort();
+        }
+    }
+
+    #[inline(never)]
+    fn wake_if_stalled(&self) {
+        if self.stack.is_stalled() {
+            self.wake_mover();
         }
     }
 

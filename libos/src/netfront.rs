@@ -17,7 +17,7 @@ use crate::{
     xenbus::Device,
     xenstore,
 };
-use alloc::{format, rc::Rc, string::ToString, vec, vec::Vec};
+use alloc::{rc::Rc, string::ToString, vec, vec::Vec};
 use core::{
     cell::Cell,
     fmt,
@@ -264,7 +264,7 @@ impl Sending {
         }
     }
 
-    fn send(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> Option<Offload>) {
+    fn send(&mut self, len: usize, fill: &mut dyn FnMut(&mut [u8]) -> Option<Offload>) {
         let pages = len.div_ceil(PAGE_SIZE) as u32;
         if self.find(pages).is_none() {
             self.reclaim();
@@ -315,7 +315,7 @@ impl Transmit for Sender {
         self.connected.as_mut().is_some_and(Sending::has_room)
     }
 
-    fn send(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> Option<Offload>) {
+    fn send(&mut self, len: usize, fill: &mut dyn FnMut(&mut [u8]) -> Option<Offload>) {
         if let Some(sending) = &mut self.connected {
             sending.send(len, fill);
         }
@@ -493,9 +493,11 @@ pub(crate) async fn connect(device: &Device) -> Result<(Sender, Receiver), Failu
         GrantedPages::new(pages, access).map_err(Failure::Xen)
     };
     let notify = Rc::new(Cell::new(false));
+    let ring = Ring::new(TX_LEN)?;
+    let tx_ring = ring.page.reference().0;
     let sender = Sender {
         connected: Some(Sending {
-            ring: Ring::new(TX_LEN)?,
+            ring,
             buffers: buffers(Access::ReadOnly)?,
             busy: vec![false; pages as usize],
             given: 0,
@@ -517,19 +519,18 @@ pub(crate) async fn connect(device: &Device) -> Result<(Sender, Receiver), Failu
         notify,
     };
     receiver.post();
-    let reference = |ring: &Ring| ring.page.reference().0.to_string();
-    let tx_ring = sender.connected.as_ref().map_or_else(Default::default, |sending| reference(&sending.ring));
-    let one = || "1".to_string();
+    let numbers = [tx_ring, receiver.ring.page.reference().0, receiver.port.number().0];
+    let [tx_ring, rx_ring, port] = numbers.map(|number| number.to_string());
     let nodes = [
-        ("tx-ring-ref", tx_ring),
-        ("rx-ring-ref", reference(&receiver.ring)),
-        ("event-channel", format!("{}", receiver.port.number())),
-        ("request-rx-copy", one()),
-        ("feature-rx-notify", one()),
-        ("feature-sg", one()),
-        ("feature-gso-tcpv4", one()),
-        ("feature-gso-tcpv6", one()),
-        ("feature-ipv6-csum-offload", one()),
+        ("tx-ring-ref", &*tx_ring),
+        ("rx-ring-ref", &rx_ring),
+        ("event-channel", &port),
+        ("request-rx-copy", "1"),
+        ("feature-rx-notify", "1"),
+        ("feature-sg", "1"),
+        ("feature-gso-tcpv4", "1"),
+        ("feature-gso-tcpv6", "1"),
+        ("feature-ipv6-csum-offload", "1"),
     ];
     device.publish(&nodes, State::Connected).await?;
     Ok((sender, receiver))

@@ -9,7 +9,7 @@ use embedded_io_async::ErrorKind;
 pub enum Error {
     /// The capsule has no network interface.
     NoNetwork,
-    /// No interface leads to the address.
+    /// No interface leads to the address, or nobody on its link has it.
     Unreachable,
     /// Another socket has the address and port.
     AddressInUse,
@@ -43,7 +43,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoNetwork => "the capsule has no network: start it with one, as `fcap run --network`",
-            Self::Unreachable => "no interface leads to the address",
+            Self::Unreachable => "no way leads to the address, or nobody has it",
             Self::AddressInUse => "address and port are in use by another socket",
             Self::AddressNotAvailable => "the address is none of the capsule's",
             Self::Refused => "connection refused: nobody listens there",

@@ -95,7 +95,7 @@ pub(crate) fn checksum_is_right(packet: &Packet<'_>) -> bool {
 }
 
 /// Both ends of a connection, as a key that compares quickly.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowKey {
     remote: u128,
     local: u128,
@@ -113,6 +113,15 @@ impl FlowKey {
             local: bits(local.0),
             ports: u32::from(remote.1) << 16 | u32::from(local.1),
         }
+    }
+
+    /// How many words [`Self::words`] gives.
+    pub(crate) const WORDS: usize = 5;
+
+    /// What tells most connections apart: all but our address, as we have few.
+    pub(crate) fn words(&self) -> [u32; Self::WORDS] {
+        let part = |at: u32| (self.remote >> (32 * at)) as u32;
+        [self.ports, part(0), part(1), part(2), part(3)]
     }
 }
 

@@ -107,9 +107,14 @@ impl<T: Transmit> Interface<T> {
 
     /// Whether the address is on the link or behind its router.
     pub(crate) fn leads_to(&self, address: IpAddr) -> bool {
+        self.next_hop(address).is_some()
+    }
+
+    /// Who on the link takes packets for the address.
+    pub(crate) fn next_hop(&self, address: IpAddr) -> Option<IpAddr> {
         match &self.out {
-            Out::Card { config, .. } => config.next_hop(address).is_some(),
-            Out::Loopback(_) => self.has(address),
+            Out::Card { config, .. } => config.next_hop(address),
+            Out::Loopback(_) => self.has(address).then_some(address),
         }
     }
 
@@ -225,13 +230,12 @@ impl<T: Transmit> Interface<T> {
         true
     }
 
-    /// Asks again who has not answered.
-    pub(crate) fn ask_again(&mut self, now: Instant) {
-        if let Out::Card { card, config, neighbors, .. } = &mut self.out {
-            for address in neighbors.due(now) {
-                ask(card, config, address);
-            }
-        }
+    /// Asks again who has not answered; returns who never has.
+    pub(crate) fn ask_again(&mut self, now: Instant) -> Vec<IpAddr> {
+        let Out::Card { card, config, neighbors, .. } = &mut self.out else { return Vec::new() };
+        let due = neighbors.due(now);
+        due.ask.into_iter().for_each(|address| ask(card, config, address));
+        due.given_up
     }
 
     /// When [`Self::ask_again`] has something to do.
@@ -328,19 +332,30 @@ impl<T: Transmit> Out<T> {
         now: Instant,
         fill: impl FnOnce(&mut [u8]) -> R,
     ) -> R {
-        let (mut fill, mut result, mut question) = (Some(fill), None, None);
+        let (mut fill, mut result) = (Some(fill), None);
+        self.write(len, segment, now, &mut |packet| result = fill.take().map(|fill| fill(packet)));
+        match (result, fill) {
+            (Some(result), _) => result,
+            (None, Some(fill)) => fill(&mut vec![0; len]),
+            (None, None) => unreachable!("a packet that was filled has a result"),
+        }
+    }
+
+    /// As [`Self::send`], once for all that send.
+    fn write(&mut self, len: usize, segment: Option<u16>, now: Instant, fill: &mut dyn FnMut(&mut [u8])) {
         match self {
             Self::Loopback(packets) => {
                 if packets.len() < LOOPBACK_PACKETS_MAX {
                     let mut packet = vec![0; len];
-                    result = fill.take().map(|fill| fill(&mut packet));
+                    fill(&mut packet);
                     packets.push_back(packet);
                 }
             }
             Self::Card { card, config, features, neighbors } => {
-                card.send(ETHERNET_HEADER_LEN + len, |frame| {
+                let mut question = None;
+                card.send(ETHERNET_HEADER_LEN + len, &mut |frame| {
                     let (header, packet) = frame.split_at_mut(ETHERNET_HEADER_LEN);
-                    result = fill.take().map(|fill| fill(packet));
+                    fill(packet);
                     let to = destination(packet)?;
                     let hop = config.next_hop(to)?;
                     let mac = match multicast_mac(config, hop) {
@@ -366,11 +381,6 @@ impl<T: Transmit> Out<T> {
                     ask(card, config, address);
                 }
             }
-        }
-        match (result, fill) {
-            (Some(result), _) => result,
-            (None, Some(fill)) => fill(&mut vec![0; len]),
-            (None, None) => unreachable!("a packet that was filled has a result"),
         }
     }
 }
@@ -527,7 +537,7 @@ fn multicast_mac6(address: Ipv6Addr) -> Mac {
 /// Sends packets that waited for a neighbour; they are complete but for the header.
 fn send_waiting(card: &mut impl Transmit, config: &Config, mac: Mac, packets: &[Vec<u8>]) {
     for packet in packets {
-        card.send(ETHERNET_HEADER_LEN + packet.len(), |frame| {
+        card.send(ETHERNET_HEADER_LEN + packet.len(), &mut |frame| {
             let (header, place) = frame.split_at_mut(ETHERNET_HEADER_LEN);
             write_header(header, mac, config.mac, ethertype(destination(packet)?));
             place.copy_from_slice(packet);
@@ -612,7 +622,7 @@ impl Arp {
     }
 
     fn send(&self, card: &mut impl Transmit, to: Mac) {
-        card.send(ETHERNET_HEADER_LEN + Self::LEN, |frame| {
+        card.send(ETHERNET_HEADER_LEN + Self::LEN, &mut |frame| {
             let (header, packet) = frame.split_at_mut(ETHERNET_HEADER_LEN);
             write_header(header, to, self.sender, ETHERTYPE_ARP);
             self.emit(packet);
@@ -670,7 +680,7 @@ impl Discovery {
         (dst, mac): (Ipv6Addr, Mac),
         flags: u8,
     ) {
-        card.send(ETHERNET_HEADER_LEN + Self::IP_HEADER_LEN + Self::LEN, |frame| {
+        card.send(ETHERNET_HEADER_LEN + Self::IP_HEADER_LEN + Self::LEN, &mut |frame| {
             let (header, packet) = frame.split_at_mut(ETHERNET_HEADER_LEN);
             write_header(header, mac, from, ETHERTYPE_IPV6);
             packet[..Self::IP_HEADER_LEN].fill(0);

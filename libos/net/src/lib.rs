@@ -10,7 +10,7 @@
 //! smoltcp has TCP's state machine, and answers pings and what nobody listens to. Around it:
 //!
 //! - **Demultiplexing.** smoltcp walks all sockets for each packet. Here each connection has a
-//!   socket set of its own, which `flow` finds by addresses and ports. Sending looks only at
+//!   socket set of its own, which `flows` finds by addresses and ports. Sending looks only at
 //!   connections that may have something to send: those that received something, were written
 //!   to, or whose timer is due.
 //! - **Listening.** A connection begins to exist with the packet that opens it. Half-open ones
@@ -30,6 +30,7 @@ extern crate alloc;
 pub mod dns;
 mod error;
 mod flow;
+mod flows;
 mod interface;
 pub mod link;
 mod neighbor;

@@ -66,9 +66,9 @@ pub trait Transmit {
 
     /// Sends a frame of `len` bytes that `fill` writes, and says what to do with it.
     ///
-    /// `fill` finds arbitrary bytes; if it returns `None`, nothing is sent. It is not called if
+    /// `fill` is called once at most, and finds arbitrary bytes; if it returns `None`, nothing is sent. It is not called if
     /// there is no room. The frame may wait until [`Self::flush`] is called.
-    fn send(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> Option<Offload>);
+    fn send(&mut self, len: usize, fill: &mut dyn FnMut(&mut [u8]) -> Option<Offload>);
 
     /// Lets everything sent leave.
     fn flush(&mut self);

@@ -58,6 +58,15 @@ pub(crate) enum Answer {
     },
 }
 
+/// Neighbours whose time has come.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    /// To be asked again.
+    pub(crate) ask: Vec<IpAddr>,
+    /// Given up.
+    pub(crate) given_up: Vec<IpAddr>,
+}
+
 impl Neighbors {
     /// Looks for a neighbour to whom a packet is to be sent.
     pub(crate) fn look_up(&mut self, address: IpAddr, now: Instant) -> Answer {
@@ -115,10 +124,9 @@ impl Neighbors {
         self.queued.extract_if(.., |(to, _)| *to == address).map(|(_, packet)| packet).collect()
     }
 
-    /// Neighbours that are to be asked again now; gives up those that do not answer.
-    pub(crate) fn due(&mut self, now: Instant) -> Vec<IpAddr> {
-        let mut ask = Vec::new();
-        let mut given_up = Vec::new();
+    /// Neighbours that are to be asked again now, and those that have not answered and are given up.
+    pub(crate) fn due(&mut self, now: Instant) -> Due {
+        let (mut ask, mut given_up) = (Vec::new(), Vec::new());
         for &address in &self.asked {
             let Ok(at) = self.entries.binary_search_by_key(&address, |&(address, _)| address) else {
                 continue;
@@ -135,8 +143,8 @@ impl Neighbors {
                 ask.push(address);
             }
         }
-        given_up.into_iter().for_each(|address| self.forget(address));
-        ask
+        given_up.iter().for_each(|&address| self.forget(address));
+        Due { ask, given_up }
     }
 
     /// When [`Self::due`] has something to do.
@@ -234,9 +242,10 @@ mod tests {
         let mut neighbors = Neighbors::default();
         neighbors.look_up(address(1), at(0));
         assert_eq!(neighbors.due_at(), Some(at(1000)));
-        assert_eq!(neighbors.due(at(1000)), vec![address(1)]);
-        assert_eq!(neighbors.due(at(2000)), vec![address(1)]);
-        assert!(neighbors.due(at(3000)).is_empty());
+        let again = Due { ask: vec![address(1)], given_up: vec![] };
+        assert_eq!(neighbors.due(at(1000)), again);
+        assert_eq!(neighbors.due(at(2000)), again);
+        assert_eq!(neighbors.due(at(3000)), Due { ask: vec![], given_up: vec![address(1)] });
         assert_eq!(neighbors.due_at(), None);
         assert!(neighbors.entries.is_empty());
     }

@@ -3,6 +3,7 @@
 use crate::{
     Error,
     flow::{self, Upper},
+    flows::Flows,
     interface::{Interface, Out},
     link::{Config, Transmit},
     slab::Slab,
@@ -11,6 +12,7 @@ use crate::{
 };
 use alloc::{vec, vec::Vec};
 use core::{
+    array,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     task::{Poll, Waker},
@@ -34,7 +36,19 @@ pub struct Stack<T> {
     udp_waiting: Vec<usize>,
     /// What smoltcp answers when nobody of ours does.
     nobody: SocketSet<'static>,
-    random: u64,
+    random: Random,
+}
+
+/// An xorshift* generator (Marsaglia, Vigna): ports must differ, and be hard to guess.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
 }
 
 /// Addresses of the capsule, as configured.
@@ -47,36 +61,26 @@ impl<T: Transmit> Stack<T> {
     /// guess: ports and sequence numbers come from it.
     pub fn new(cards: Vec<(Config, T)>, memory_max: usize, random: u64, now: Instant) -> Self {
         // No generator takes zero.
-        let mut stack = Self {
-            interfaces: Vec::new(),
-            tcp: Tcp::new(memory_max),
+        let mut random = Random(random | 1);
+        let own = cards.iter().flat_map(|(config, _)| config.addresses());
+        let mut interfaces = vec![Interface::loopback(own, random.next(), now)];
+        for (config, card) in cards {
+            interfaces.push(Interface::card(config, card, random.next(), now));
+        }
+        Self {
+            interfaces,
+            tcp: Tcp::new(memory_max, Flows::new(array::from_fn(|_| random.next()))),
             udp: Slab::new(),
             udp_waiting: Vec::new(),
             nobody: SocketSet::new(vec![]),
-            random: random | 1,
-        };
-        let seed = stack.random();
-        let own = cards.iter().flat_map(|(config, _)| config.addresses());
-        stack.interfaces.push(Interface::loopback(own, seed, now));
-        for (config, card) in cards {
-            let seed = stack.random();
-            stack.interfaces.push(Interface::card(config, card, seed, now));
+            random,
         }
-        stack
-    }
-
-    /// An xorshift* generator (Marsaglia, Vigna): ports must differ, and be hard to guess.
-    pub(crate) fn random(&mut self) -> u64 {
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
     /// All ports that nobody has asked for by number, from a random one on.
     pub(crate) fn ephemeral_ports(&mut self) -> impl Iterator<Item = u16> + use<T> {
         let count = EPHEMERAL_PORTS.len() as u64;
-        let first = self.random() % count;
+        let first = self.random.next() % count;
         (0..count).map(move |step| EPHEMERAL_PORTS.start() + ((first + step) % count) as u16)
     }
 
@@ -104,7 +108,7 @@ impl<T: Transmit> Stack<T> {
     /// # Panics
     /// If there is no such card.
     pub fn replace_card(&mut self, card: usize, with: T, now: Instant) {
-        let seed = self.random();
+        let seed = self.random.next();
         let interface = &mut self.interfaces[LOOPBACK + 1 + card];
         if let Out::Card { config, .. } = interface.out {
             *interface = Interface::card(config, with, seed, now);
@@ -115,7 +119,7 @@ impl<T: Transmit> Stack<T> {
     /// Gives all cards other addresses, as in a copy of the capsule. Connections from addresses
     /// that are gone break. To be followed by [`Self::replace_card`] for each card.
     pub fn set_addresses(&mut self, configs: &[Config], now: Instant) {
-        let seed = self.random();
+        let seed = self.random.next();
         let own = configs.iter().flat_map(Config::addresses);
         self.interfaces[LOOPBACK] = Interface::loopback(own, seed, now);
         for (interface, new) in self.interfaces.iter_mut().skip(LOOPBACK + 1).zip(configs) {
@@ -214,9 +218,11 @@ impl<T: Transmit> Stack<T> {
     /// room again after [`Self::is_stalled`].
     pub fn send(&mut self, now: Instant) {
         self.tcp.fire(now);
-        for interface in &mut self.interfaces {
+        for (at, interface) in self.interfaces.iter_mut().enumerate() {
             if interface.ask_again_at().is_some_and(|at| at <= now) {
-                interface.ask_again(now);
+                for neighbor in interface.ask_again(now) {
+                    self.tcp.give_up(at, |remote| interface.next_hop(remote) == Some(neighbor));
+                }
             }
         }
         for _ in 0..LOOPBACK_ROUNDS {

@@ -3,6 +3,7 @@
 use crate::{
     Error,
     flow::FlowKey,
+    flows::Flows,
     interface::Interface,
     link::Transmit,
     slab::Slab,
@@ -10,7 +11,7 @@ use crate::{
     udp::{listens_on, overlap},
 };
 use alloc::{
-    collections::{BTreeMap, BinaryHeap, VecDeque},
+    collections::{BinaryHeap, VecDeque},
     vec,
     vec::Vec,
 };
@@ -34,8 +35,10 @@ const BUFFER_DEFAULT_MAX: usize = 64 * 1024;
 const BUFFER_MAX: usize = 4 * 1024 * 1024;
 /// The share of the memory for large buffers that one connection may take.
 const SHARE: usize = 32;
-/// Half-open connections of a listener.
-const HALF_OPEN_MAX: usize = 256;
+/// Half-open connections of a listener, whatever memory there is.
+const HALF_OPEN_MAX: usize = 1024;
+/// The share of the memory that they take if their buffers are the smallest.
+const HALF_OPEN_SHARE: usize = 4;
 /// For a peer to answer the request to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// For a peer to acknowledge data.
@@ -73,7 +76,7 @@ pub struct Options {
 /// All connections and listeners.
 pub(crate) struct Tcp {
     connections: Slab<Connection>,
-    flows: BTreeMap<FlowKey, usize>,
+    flows: Flows,
     listeners: Slab<Listener>,
     /// Connections that may have something to send.
     dirty: VecDeque<usize>,
@@ -170,10 +173,10 @@ fn key(local: SocketAddr, remote: SocketAddr) -> FlowKey {
 }
 
 impl Tcp {
-    pub(crate) fn new(memory_max: usize) -> Self {
+    pub(crate) fn new(memory_max: usize, flows: Flows) -> Self {
         Self {
             connections: Slab::new(),
-            flows: BTreeMap::new(),
+            flows,
             listeners: Slab::new(),
             dirty: VecDeque::new(),
             timers: BinaryHeap::new(),
@@ -215,6 +218,21 @@ impl Tcp {
             if !local.is_loopback() && is_gone(local) {
                 connection.error = Some(Error::Reset);
                 // smoltcp closes it without a word to the peer, who knows us by another address.
+                self.touch(id);
+            }
+        }
+    }
+
+    /// Breaks connections that are to be made through a neighbour on interface `at` who is not
+    /// there. Those that have been made may outlast its absence.
+    pub(crate) fn give_up(&mut self, at: usize, is_behind: impl Fn(IpAddr) -> bool) {
+        let all: Vec<usize> = self.connections.iter().map(|(id, _)| id).collect();
+        for id in all {
+            let connection = &mut self.connections[id];
+            let is_concerned = connection.interface == at && is_behind(connection.remote.ip());
+            if is_concerned && connection.socket().state() == State::SynSent {
+                connection.error = Some(Error::Unreachable);
+                connection.socket().abort();
                 self.touch(id);
             }
         }
@@ -293,7 +311,7 @@ impl Tcp {
         now: Instant,
     ) -> bool {
         let Segment { local, remote, opens, resets } = segment;
-        let Some(&id) = self.flows.get(&key(local, remote)) else {
+        let Some(id) = self.flows.get(&key(local, remote)) else {
             return opens && self.open(interfaces, at, packet, local, remote, now);
         };
         let connection = &mut self.connections[id];
@@ -322,7 +340,8 @@ impl Tcp {
         if listener.ready.len() >= listener.backlog {
             return true;
         }
-        if listener.half_open.len() >= listener.backlog.min(HALF_OPEN_MAX) {
+        let half_open_max = (self.memory_max / HALF_OPEN_SHARE / (2 * BUFFER_MIN)).clamp(1, HALF_OPEN_MAX);
+        if listener.half_open.len() >= listener.backlog.min(half_open_max) {
             let oldest = listener.half_open.front().copied();
             oldest.into_iter().for_each(|id| self.remove(id));
         }
@@ -561,7 +580,7 @@ impl<T: Transmit> Stack<T> {
         };
         let free = |tcp: &Tcp, port| {
             let local = SocketAddr::new(address, port);
-            !tcp.flows.contains_key(&key(local, remote)) && local != remote
+            tcp.flows.get(&key(local, remote)).is_none() && local != remote
         };
         let port = match from.map_or(0, |from| from.port()) {
             0 => self.free_port(free)?,
@@ -600,7 +619,8 @@ impl<T: Transmit> Stack<T> {
     /// Whether a connection is there that [`Self::connect`] began.
     ///
     /// # Errors
-    /// [`Error::Refused`], [`Error::TimedOut`], [`Error::Reset`].
+    /// [`Error::Refused`], [`Error::TimedOut`], [`Error::Reset`]; [`Error::Unreachable`] if nobody on
+    /// the link has the address, or the router's.
     pub fn poll_connected(&mut self, id: ConnectionId, waker: &Waker) -> Poll<Result<(), Error>> {
         let connection = &mut self.tcp.connections[id.0];
         let error = connection.error;

@@ -40,7 +40,7 @@ impl Transmit for Card {
         self.room.get()
     }
 
-    fn send(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> Option<Offload>) {
+    fn send(&mut self, len: usize, fill: &mut dyn FnMut(&mut [u8]) -> Option<Offload>) {
         let mut frame = vec![0xee; len];
         if let Some(offload) = fill(&mut frame) {
             assert!(!offload.checksum || self.features.checksum4 || self.features.checksum6);
@@ -278,6 +278,43 @@ fn what_nobody_listens_to_is_refused() {
     client.stack.close(id, at(1));
     exchange(&mut server, &mut client, at(1));
     assert_eq!(client.stack.connections(), 0);
+}
+
+/// Waits for a connection to somebody whose answers do not come, and returns why there is none, and
+/// after how many seconds and frames.
+fn given_up(client: &mut Host, to: SocketAddr) -> (Error, i64, usize) {
+    let id = client.stack.connect(to, None, Options::default()).unwrap();
+    let (mut now, mut frames) = (at(0), 0);
+    loop {
+        client.stack.send(now);
+        frames += client.sent.take().len();
+        if let Poll::Ready(result) = client.stack.poll_connected(id, Waker::noop()) {
+            client.stack.close(id, now);
+            return (result.expect_err("nobody answers"), now.secs(), frames);
+        }
+        now = client.stack.next_deadline().expect("something is waited for").max(now);
+    }
+}
+
+#[test]
+fn an_address_that_nobody_has_is_unreachable_after_three_questions() {
+    let mut client = Host::new(3, Features::default());
+    for to in [IpAddr::from([10, 88, 0, 99]), IpAddr::from([192, 0, 2, 1]), "fd88::99".parse().unwrap()] {
+        let (error, seconds, questions) = given_up(&mut client, SocketAddr::new(to, 80));
+        assert_eq!((error, seconds), (Error::Unreachable, 3), "{to}");
+        assert!(questions <= 4, "{to}: {questions}");
+    }
+}
+
+#[test]
+fn a_neighbor_that_takes_packets_and_says_nothing_is_given_up_after_a_while() {
+    let (mut server, mut client) = hosts();
+    let to = SocketAddr::new(server.ipv4(), 80);
+    // They know each other.
+    connected(&mut server, &mut client, to, at(0));
+    let (error, seconds, packets) = given_up(&mut client, SocketAddr::new(server.ipv4(), 81));
+    assert_eq!((error, seconds), (Error::TimedOut, 20));
+    assert!((4..10).contains(&packets), "{packets}");
 }
 
 #[test]

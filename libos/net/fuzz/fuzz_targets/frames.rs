@@ -19,7 +19,7 @@ impl Transmit for Card {
         true
     }
 
-    fn send(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> Option<Offload>) {
+    fn send(&mut self, len: usize, fill: &mut dyn FnMut(&mut [u8]) -> Option<Offload>) {
         fill(&mut vec![0; len]);
     }
 
