@@ -3,25 +3,38 @@
 use super::{Error, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket, with};
 use crate::{random, time};
 use alloc::{string::String, vec, vec::Vec};
-use core::time::Duration;
+use core::{
+    future::poll_fn,
+    task::{Poll, ready},
+    time::Duration,
+};
 use fcap_libos_net::dns::{self, Answer, Kind};
 
 /// How long a name server may think, the first time and later.
 const PATIENCE: [Duration; 3] = [Duration::from_millis(1500), Duration::from_secs(2), Duration::from_secs(4)];
 
-mod sealed {
-    use super::{Error, SocketAddr, Vec};
+/// What is known of a host without a name server.
+#[derive(Debug)]
+pub enum Host<'a> {
+    /// Its addresses.
+    Known(Vec<SocketAddr>),
+    /// Its name and the port.
+    Named(&'a str, u16),
+}
 
-    pub trait Resolve {
-        fn resolve(&self) -> impl Future<Output = Result<Vec<SocketAddr>, Error>>;
+mod sealed {
+    use super::{Error, Host};
+
+    pub trait Named {
+        fn host(&self) -> Result<Host<'_>, Error>;
     }
 }
 
 /// What can be turned into addresses with ports: an address with a port, or a name with a port,
 /// as a text `"name:80"` or a pair `("name", 80)`.
-pub trait ToSocketAddrs: sealed::Resolve {}
+pub trait ToSocketAddrs: sealed::Named {}
 
-impl<T: sealed::Resolve + ?Sized> ToSocketAddrs for T {}
+impl<T: sealed::Named + ?Sized> ToSocketAddrs for T {}
 
 /// The addresses of a host.
 ///
@@ -31,19 +44,26 @@ impl<T: sealed::Resolve + ?Sized> ToSocketAddrs for T {}
 /// # Errors
 /// If there is no such name, or no name server that would know.
 pub async fn lookup_host(host: impl ToSocketAddrs) -> Result<vec::IntoIter<SocketAddr>, Error> {
-    host.resolve().await.map(Vec::into_iter)
+    resolve(host).await.map(Vec::into_iter)
 }
 
-async fn resolve_name(name: &str, port: u16) -> Result<Vec<SocketAddr>, Error> {
-    let plain = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    let addresses = match plain.parse() {
-        Ok(address) => vec![address],
-        Err(_) if name.eq_ignore_ascii_case("localhost") => {
-            vec![IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)]
+pub(super) async fn resolve(host: impl ToSocketAddrs) -> Result<Vec<SocketAddr>, Error> {
+    match host.host()? {
+        Host::Known(addresses) => Ok(addresses),
+        Host::Named(name, port) => {
+            let addresses = ask(name).await?;
+            Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
         }
-        Err(_) => ask(name).await?,
-    };
-    Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
+    }
+}
+
+/// The addresses of a place of our own. It has no name that a name server would have to tell, so
+/// that servers are linked without all that asking takes.
+pub(super) fn own(place: impl ToSocketAddrs) -> Result<Vec<SocketAddr>, Error> {
+    match place.host()? {
+        Host::Known(addresses) => Ok(addresses),
+        Host::Named(..) => Err(Error::InvalidName),
+    }
 }
 
 /// Asks the name servers for both kinds of addresses that the capsule can use.
@@ -84,36 +104,25 @@ async fn ask_server(
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let socket = UdpSocket::bind(SocketAddr::new(unspecified, 0)).await?;
     let server = SocketAddr::new(server, dns::PORT);
-    socket.connect(server).await?;
-    let mut open = Vec::new();
-    for &kind in kinds {
-        let question = dns::question(random::u64() as u16, name, kind).ok_or(Error::InvalidName)?;
-        socket.send(&question).await?;
-        open.push(question);
+    let socket = UdpSocket::bind_to(SocketAddr::new(unspecified, 0))?;
+    socket.connect_to(server)?;
+    let question = |&kind| dns::question(random::u64() as u16, name, kind).ok_or(Error::InvalidName);
+    let open = kinds.iter().map(question).collect::<Result<Vec<_>, _>>()?;
+    for question in &open {
+        socket.send_to_address(question, server).await?;
     }
-    let (mut ipv6, mut ipv4) = (Vec::new(), Vec::new());
-    let answers = async {
-        let mut message = [0; dns::MESSAGE_MAX];
-        while !open.is_empty() {
-            let len = socket.recv(&mut message).await?;
-            let answered = open
-                .iter()
-                .enumerate()
-                .find_map(|(at, question)| Some((at, dns::answer(question, &message[..len])?)));
-            let Some((at, answer)) = answered else { continue };
-            open.swap_remove(at);
-            match answer {
-                Answer::Addresses(found) if found.first().is_some_and(IpAddr::is_ipv6) => ipv6 = found,
-                Answer::Addresses(found) => ipv4.extend(found),
-                Answer::NoSuchName => {}
-                Answer::Failed => return Err(Error::NameServerFailed),
-            }
+    let mut found = Found { open, ipv6: Vec::new(), ipv4: Vec::new() };
+    let mut message = [0; dns::MESSAGE_MAX];
+    let answers = poll_fn(|cx| {
+        while !found.open.is_empty() {
+            let (len, _) = ready!(socket.poll_recv_from(&mut message, cx));
+            found.take(&message[..len])?;
         }
-        Ok(())
-    };
+        Poll::Ready(Ok(()))
+    });
     let in_time = time::timeout(patience, answers).await;
+    let Found { mut ipv6, mut ipv4, .. } = found;
     ipv6.append(&mut ipv4);
     match in_time {
         Ok(Err(error)) => Err(error),
@@ -124,76 +133,90 @@ async fn ask_server(
     }
 }
 
-impl sealed::Resolve for SocketAddr {
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
-        Ok(vec![*self])
+/// What name servers have answered.
+struct Found {
+    /// Questions without an answer so far.
+    open: Vec<Vec<u8>>,
+    ipv6: Vec<IpAddr>,
+    ipv4: Vec<IpAddr>,
+}
+
+impl Found {
+    /// Reads a message, which may be an answer.
+    fn take(&mut self, message: &[u8]) -> Result<(), Error> {
+        let questions = self.open.iter().enumerate();
+        let mut answers = questions.filter_map(|(at, asked)| Some((at, dns::answer(asked, message)?)));
+        let Some((at, answer)) = answers.next() else { return Ok(()) };
+        self.open.swap_remove(at);
+        match answer {
+            Answer::Addresses(found) if found.first().is_some_and(IpAddr::is_ipv6) => self.ipv6 = found,
+            Answer::Addresses(found) => self.ipv4.extend(found),
+            Answer::NoSuchName => {}
+            Answer::Failed => return Err(Error::NameServerFailed),
+        }
+        Ok(())
     }
 }
 
-impl sealed::Resolve for SocketAddrV4 {
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
-        Ok(vec![SocketAddr::V4(*self)])
+/// The host of a name that may be an address as well.
+fn host(name: &str, port: u16) -> Host<'_> {
+    let plain = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    match plain.parse() {
+        Ok(address) => Host::Known(vec![SocketAddr::new(address, port)]),
+        Err(_) if name.eq_ignore_ascii_case("localhost") => {
+            let own: [IpAddr; 2] = [Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()];
+            Host::Known(own.map(|address| SocketAddr::new(address, port)).into())
+        }
+        Err(_) => Host::Named(name, port),
     }
 }
 
-impl sealed::Resolve for SocketAddrV6 {
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
-        Ok(vec![SocketAddr::V6(*self)])
+/// What is an address with its port.
+macro_rules! known {
+    ($($type:ty),*) => {$(
+        impl sealed::Named for $type {
+            fn host(&self) -> Result<Host<'_>, Error> {
+                Ok(Host::Known(vec![SocketAddr::from(*self)]))
+            }
+        }
+    )*};
+}
+
+known!(SocketAddr, SocketAddrV4, SocketAddrV6, (IpAddr, u16), (Ipv4Addr, u16), (Ipv6Addr, u16));
+
+impl sealed::Named for [SocketAddr] {
+    fn host(&self) -> Result<Host<'_>, Error> {
+        Ok(Host::Known(self.to_vec()))
     }
 }
 
-impl sealed::Resolve for (IpAddr, u16) {
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
-        Ok(vec![SocketAddr::from(*self)])
+impl sealed::Named for (&str, u16) {
+    fn host(&self) -> Result<Host<'_>, Error> {
+        Ok(host(self.0, self.1))
     }
 }
 
-impl sealed::Resolve for (Ipv4Addr, u16) {
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
-        Ok(vec![SocketAddr::from(*self)])
+impl sealed::Named for (String, u16) {
+    fn host(&self) -> Result<Host<'_>, Error> {
+        Ok(host(&self.0, self.1))
     }
 }
 
-impl sealed::Resolve for (Ipv6Addr, u16) {
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
-        Ok(vec![SocketAddr::from(*self)])
-    }
-}
-
-impl sealed::Resolve for (&str, u16) {
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
-        resolve_name(self.0, self.1).await
-    }
-}
-
-impl sealed::Resolve for (String, u16) {
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
-        resolve_name(&self.0, self.1).await
-    }
-}
-
-impl sealed::Resolve for str {
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
+impl sealed::Named for str {
+    fn host(&self) -> Result<Host<'_>, Error> {
         let (name, port) = self.rsplit_once(':').ok_or(Error::InvalidName)?;
-        let port = port.parse().map_err(|_| Error::InvalidName)?;
-        resolve_name(name, port).await
+        Ok(host(name, port.parse().map_err(|_| Error::InvalidName)?))
     }
 }
 
-impl sealed::Resolve for String {
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
-        self.as_str().resolve().await
+impl sealed::Named for String {
+    fn host(&self) -> Result<Host<'_>, Error> {
+        self.as_str().host()
     }
 }
 
-impl sealed::Resolve for [SocketAddr] {
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
-        Ok(self.to_vec())
-    }
-}
-
-impl<T: sealed::Resolve + ?Sized> sealed::Resolve for &T {
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
-        (**self).resolve().await
+impl<T: sealed::Named + ?Sized> sealed::Named for &T {
+    fn host(&self) -> Result<Host<'_>, Error> {
+        (**self).host()
     }
 }

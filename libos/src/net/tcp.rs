@@ -1,6 +1,10 @@
 //! Streams and listeners.
 
-use super::{Error, Network, SocketAddr, ToSocketAddrs, act, now, with};
+use super::{
+    Error, Network, SocketAddr, ToSocketAddrs, act,
+    lookup::{own, resolve},
+    now, with,
+};
 use alloc::rc::Rc;
 use core::{
     fmt,
@@ -27,13 +31,13 @@ pub struct TcpListener {
 
 impl TcpListener {
     /// Listens at an address and port. The unspecified address `::` means IPv4 as well; port 0
-    /// chooses one.
+    /// chooses one. Names other than `localhost` are not looked up: they are for others to find us.
     ///
     /// # Errors
     /// If another listener has the address, it is not one of the capsule's, or there is no network.
     pub async fn bind(address: impl ToSocketAddrs) -> Result<Self, Error> {
         let mut error = Error::InvalidName;
-        for address in address.resolve().await? {
+        for address in own(address)? {
             let mut socket = TcpSocket::new();
             socket.bind(address);
             match socket.listen(BACKLOG) {
@@ -228,7 +232,7 @@ impl TcpStream {
     /// If nobody listens there, nobody answers, or no interface leads there.
     pub async fn connect(address: impl ToSocketAddrs) -> Result<Self, Error> {
         let mut error = Error::InvalidName;
-        for address in address.resolve().await? {
+        for address in resolve(address).await? {
             match TcpSocket::new().connect(address).await {
                 Ok(stream) => return Ok(stream),
                 Err(found) => error = found,

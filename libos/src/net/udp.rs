@@ -1,7 +1,15 @@
 //! Datagrams.
 
-use super::{Error, SocketAddr, ToSocketAddrs, act, now, with};
-use core::{fmt, future::poll_fn};
+use super::{
+    Error, SocketAddr, ToSocketAddrs, act,
+    lookup::{own, resolve},
+    now, with,
+};
+use core::{
+    fmt,
+    future::poll_fn,
+    task::{Context, Poll},
+};
 use fcap_libos_net::UdpId;
 
 /// Sends and receives datagrams.
@@ -14,19 +22,23 @@ pub struct UdpSocket {
 
 impl UdpSocket {
     /// Takes an address and port. The unspecified address `::` means IPv4 as well; port 0 chooses
-    /// one that nobody can guess.
+    /// one that nobody can guess. Names are as those of [`TcpListener::bind`](super::TcpListener::bind).
     ///
     /// # Errors
     /// If another socket has the address, it is not one of the capsule's, or there is no network.
     pub async fn bind(address: impl ToSocketAddrs) -> Result<Self, Error> {
         let mut error = Error::InvalidName;
-        for address in address.resolve().await? {
-            match act(|network| network.stack.udp_bind(address)) {
-                Ok(id) => return Ok(Self { id }),
+        for address in own(address)? {
+            match Self::bind_to(address) {
+                Ok(socket) => return Ok(socket),
                 Err(found) => error = found,
             }
         }
         Err(error)
+    }
+
+    pub(super) fn bind_to(address: SocketAddr) -> Result<Self, Error> {
+        act(|network| network.stack.udp_bind(address)).map(|id| Self { id })
     }
 
     /// Where it is.
@@ -44,7 +56,10 @@ impl UdpSocket {
     /// # Errors
     /// If no interface leads there.
     pub async fn connect(&self, address: impl ToSocketAddrs) -> Result<(), Error> {
-        let address = first(address).await?;
+        self.connect_to(first(address).await?)
+    }
+
+    pub(super) fn connect_to(&self, address: SocketAddr) -> Result<(), Error> {
         act(|network| network.stack.udp_connect(self.id, address))
     }
 
@@ -65,7 +80,7 @@ impl UdpSocket {
         self.send_to_address(bytes, first(to).await?).await
     }
 
-    async fn send_to_address(&self, bytes: &[u8], to: SocketAddr) -> Result<usize, Error> {
+    pub(super) async fn send_to_address(&self, bytes: &[u8], to: SocketAddr) -> Result<usize, Error> {
         let id = self.id;
         poll_fn(|cx| act(|network| network.stack.poll_send_to(id, bytes, to, now(), cx.waker()))).await?;
         Ok(bytes.len())
@@ -84,13 +99,16 @@ impl UdpSocket {
     /// # Errors
     /// None so far.
     pub async fn recv_from(&self, bytes: &mut [u8]) -> Result<(usize, SocketAddr), Error> {
-        let id = self.id;
-        Ok(poll_fn(|cx| with(|network| network.stack.poll_receive_from(id, bytes, cx.waker()))).await)
+        Ok(poll_fn(|cx| self.poll_recv_from(bytes, cx)).await)
+    }
+
+    pub(super) fn poll_recv_from(&self, bytes: &mut [u8], cx: &mut Context<'_>) -> Poll<(usize, SocketAddr)> {
+        with(|network| network.stack.poll_receive_from(self.id, bytes, cx.waker()))
     }
 }
 
 async fn first(address: impl ToSocketAddrs) -> Result<SocketAddr, Error> {
-    address.resolve().await?.into_iter().next().ok_or(Error::InvalidName)
+    resolve(address).await?.into_iter().next().ok_or(Error::InvalidName)
 }
 
 impl fmt::Debug for UdpSocket {
