@@ -18,7 +18,7 @@ use crate::{
 };
 use alloc::vec::Vec;
 use core::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::poll_fn,
     mem,
     task::{Context, Poll, Waker},
@@ -150,6 +150,13 @@ impl Line {
     }
 }
 
+static WAKEUPS: Single<Cell<u64>> = Single::new(Cell::new(0));
+
+/// How often [`sleep`] has ended.
+pub(crate) fn wakeups() -> u64 {
+    WAKEUPS.get()
+}
+
 /// Sleeps until a line in use has an event, or until the absolute system time.
 pub(crate) fn sleep(deadline_ns: Option<u64>) {
     let mut ports = [Number(0); POLL_PORTS_MAX];
@@ -159,6 +166,7 @@ pub(crate) fn sleep(deadline_ns: Option<u64>) {
         count += 1;
     }
     hypercall::poll(&ports[..count], deadline_ns).expect("all ports in use are open");
+    WAKEUPS.set(WAKEUPS.get() + 1);
 }
 
 /// Blocks the whole capsule until `condition` holds, looking at it after each event of the line.

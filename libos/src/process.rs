@@ -2,7 +2,7 @@
 
 use crate::{
     end::{self, code},
-    println,
+    evtchn, println,
     single::Single,
     task,
 };
@@ -21,6 +21,11 @@ pub(crate) fn name() -> &'static str {
 pub fn run<F: Future<Output: Termination>>(name: &'static str, main: F) -> ! {
     NAME.set(name);
     exit(task::block_on(main).report().0)
+}
+
+/// How often the capsule has been woken, by an event or a timer, after it had nothing to do.
+pub fn wakeups() -> u64 {
+    evtchn::wakeups()
 }
 
 /// Ends the capsule now, with an exit code.

@@ -160,10 +160,11 @@ impl Server {
             return self.site.answer(request, &self.date(), connection, out);
         }
         let status = format!(
-            "{{\"uptime_seconds\":{},\"requests\":{},\"connections\":{}}}\n",
+            "{{\"uptime_seconds\":{},\"requests\":{},\"connections\":{},\"wakeups\":{}}}\n",
             self.started.elapsed().as_secs(),
             self.requests.get(),
             self.slots.taken(),
+            process::wakeups(),
         );
         let headers = "Content-Type: application/json\r\nCache-Control: no-store\r\n";
         let head_only = request.method == "HEAD";
