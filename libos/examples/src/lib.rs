@@ -83,6 +83,18 @@ pub async fn close(mut stream: TcpStream, patience: &mut Patience) {
     }
 }
 
+/// Host and port of the authority in a URL. IPv6 addresses are in brackets there.
+///
+/// # Errors
+/// If the port is none; the text says so.
+pub fn authority_parts(authority: &str) -> Result<(&str, Option<u16>), String> {
+    let (host, to_port) = match authority.rsplit_once(':') {
+        Some((host, to_port)) if !to_port.ends_with(']') => (host, Some(port(Some(to_port.into()), 0)?)),
+        _ => (authority, None),
+    };
+    Ok((host, to_port))
+}
+
 /// A port out of the command line.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ extern crate alloc;
 
 use alloc::rc::Rc;
 use libos::{
-    net::{self, ReadHalf, TcpListener, TcpStream, WriteHalf},
+    net::{self, Ipv6Addr, ReadHalf, TcpListener, TcpStream, WriteHalf},
     prelude::*,
     spawn, time,
 };
@@ -34,7 +34,7 @@ async fn main() -> Result<(), net::Error> {
         .route("/", get(|| async { "This is a capsule. Try /hello/world\n" }))
         .route(hello, get(|name: String| async move { format!("Hello, {name}\n") }));
     let app = Rc::new(app);
-    let listener = TcpListener::bind("[::]:80").await?;
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).await?;
     loop {
         let (stream, _) = listener.accept().await?;
         let app = app.clone();

@@ -6,7 +6,9 @@
 //! $ fcap run target/capsule/load -c 100 -d 10 http://web/
 //! ```
 //! Each connection asks again as soon as it has its answers. `-n` ends after so many
-//! requests, `-d` after so many seconds, and `-p` sends so many requests at a time.
+//! requests, `-d` after so many seconds, and `-p` sends so many requests at a time. A connection
+//! or an answer that takes longer than the seconds of `-t`, ten if not given, has failed, and
+//! its requests count as sent. A server that cannot be reached at all is reported at once.
 //!
 //! Shows many tasks that wait at once, and what it costs to look at a clock for each.
 #![no_std]
@@ -16,7 +18,7 @@ extern crate alloc;
 
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
-use fcap_examples::{Ended, Inbox, Patience, Received, port, write_all};
+use fcap_examples::{Ended, Inbox, Patience, Received, authority_parts, write_all};
 use http_core::{
     body::Body,
     histogram::Histogram,
@@ -24,17 +26,14 @@ use http_core::{
 };
 use libos::{
     env,
-    net::{SocketAddr, TcpStream, lookup_host},
+    net::{SocketAddr, TcpStream},
     prelude::*,
     spawn,
     time::{Duration, Instant, sleep, timeout},
 };
 
-const USAGE: &str =
-    "usage: load [-c CONNECTIONS] [-d SECONDS | -n REQUESTS] [-p PIPELINE] http://HOST[:PORT][/PATH]";
+const USAGE: &str = "usage: load [-c CONNECTIONS] [-d SECONDS | -n REQUESTS] [-p PIPELINE] [-t SECONDS] http://HOST[:PORT][/PATH]";
 
-/// How long a connection or an answer may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a connection waits after an error, so that a server that is gone is not hammered.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Bytes received at a time.
@@ -46,6 +45,8 @@ struct Plan {
     requests: Option<u64>,
     duration: Duration,
     pipeline: u32,
+    /// How long a connection or an answer may take.
+    patience: Duration,
     host: String,
     port: u16,
     path: String,
@@ -57,6 +58,7 @@ struct Load {
     /// All requests that are sent at a time.
     batch: Vec<u8>,
     pipeline: u32,
+    patience: Duration,
     end: Instant,
     /// Requests that may still be sent.
     left: Cell<u64>,
@@ -80,8 +82,13 @@ struct Tally {
 async fn main() -> Result<(), String> {
     let plan = Plan::from_args(env::args().skip(1))?;
     let name = (&*plan.host, plan.port);
-    let mut addresses = lookup_host(name).await.map_err(|error| format!("{}: {error}", plan.host))?;
-    let address = addresses.next().ok_or_else(|| format!("{} has no address", plan.host))?;
+    // The address of several that answers, if one does.
+    let first = match timeout(plan.patience, TcpStream::connect(name)).await {
+        Ok(connected) => connected.map_err(|error| format!("{}: {error}", plan.host))?,
+        Err(_) => return Err(format!("{}: no answer for {} s", plan.host, plan.patience.as_secs())),
+    };
+    let address = first.peer_addr();
+    drop(first);
     let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", plan.path, plan.host);
     println!("{} connections to {address}, {} requests at a time", plan.connections, plan.pipeline);
 
@@ -90,6 +97,7 @@ async fn main() -> Result<(), String> {
         address,
         batch: request.repeat(plan.pipeline as usize).into_bytes(),
         pipeline: plan.pipeline,
+        patience: plan.patience,
         end: started + plan.duration,
         left: Cell::new(plan.requests.unwrap_or(u64::MAX)),
         result: RefCell::default(),
@@ -109,7 +117,8 @@ async fn main() -> Result<(), String> {
 
 impl Plan {
     fn from_args(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let (mut connections, mut pipeline, mut requests, mut seconds, mut url) = (10, 1, None, None, None);
+        let (mut connections, mut pipeline, mut patience) = (10, 1, 10);
+        let (mut requests, mut seconds, mut url) = (None, None, None);
         while let Some(arg) = args.next() {
             let mut number = || {
                 let number =
@@ -121,6 +130,7 @@ impl Plan {
                 "-p" => pipeline = number()?,
                 "-n" => requests = Some(number()?.into()),
                 "-d" => seconds = Some(number()?),
+                "-t" => patience = number()?,
                 _ if url.is_none() && !arg.starts_with('-') => url = Some(arg),
                 _ => return Err(USAGE.into()),
             }
@@ -128,10 +138,8 @@ impl Plan {
         let url = url.ok_or(USAGE)?;
         let rest = url.strip_prefix("http://").ok_or(USAGE)?;
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let (host, to_port) = match authority.rsplit_once(':') {
-            Some((host, text)) => (host, port(Some(text.into()), 0)?),
-            None => (authority, 80),
-        };
+        let (host, to_port) = authority_parts(authority)?;
+        let to_port = to_port.unwrap_or(80);
         // For so many requests as are asked for, however long they take; otherwise for a time.
         let for_ever = if requests.is_some() { u32::MAX } else { 10 };
         Ok(Self {
@@ -139,6 +147,7 @@ impl Plan {
             requests,
             duration: Duration::from_secs(seconds.unwrap_or(for_ever).into()),
             pipeline,
+            patience: Duration::from_secs(patience.into()),
             host: host.into(),
             port: to_port,
             path: if path.is_empty() { "/".into() } else { path.into() },
@@ -150,9 +159,10 @@ impl Load {
     /// Keeps one connection busy, or another after it, until all is done.
     async fn run(&self) {
         while self.left.get() > 0 && Instant::now() < self.end {
-            let stream = match timeout(PATIENCE, TcpStream::connect(self.address)).await {
+            let stream = match timeout(self.patience, TcpStream::connect(self.address)).await {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(_)) | Err(_) => {
+                    self.take();
                     self.result.borrow_mut().connect_errors += 1;
                     sleep(PAUSE).await;
                     continue;
@@ -165,17 +175,26 @@ impl Load {
         }
     }
 
+    /// How many requests are to be sent next, at a time.
+    fn take(&self) -> u64 {
+        let count = u64::from(self.pipeline).min(self.left.get());
+        self.left.set(self.left.get() - count);
+        count
+    }
+
     /// Sends requests until all is done or the server ends the connection in good order.
     async fn use_connection(&self, mut stream: TcpStream) -> Result<(), Ended> {
         let mut patience = Patience::new();
         let mut inbox = Inbox::new(PIECE);
         loop {
-            let count = u64::from(self.pipeline).min(self.left.get());
             let sent = Instant::now();
-            if count == 0 || sent >= self.end {
+            if sent >= self.end {
                 return Ok(());
             }
-            self.left.set(self.left.get() - count);
+            let count = self.take();
+            if count == 0 {
+                return Ok(());
+            }
             let bytes = self.batch.len() / self.pipeline as usize * count as usize;
             write_all(&mut stream, &mut patience, &self.batch[..bytes]).await?;
             for _ in 0..count {
@@ -195,7 +214,7 @@ impl Load {
         patience: &mut Patience,
         sent: Instant,
     ) -> Result<bool, Ended> {
-        let deadline = sent + PATIENCE;
+        let deadline = sent + self.patience;
         let (status, mut body, keep_alive) = loop {
             let mut room = Headers::new();
             match Response::parse(inbox.bytes(), &mut room, false) {

@@ -22,7 +22,7 @@ use core::{
     cell::{Cell, RefCell},
     net::IpAddr,
 };
-use fcap_examples::{Ended, Inbox, Patience, Received, Slots, close, port, write_all};
+use fcap_examples::{Ended, Inbox, Patience, Received, Slots, authority_parts, close, port, write_all};
 use http_core::{
     body::{Body, Length},
     date::HttpDate,
@@ -77,11 +77,8 @@ async fn main() -> Result<(), String> {
         Some(("tcp", rest)) => (false, rest),
         _ => return Err(usage.into()),
     };
-    let (host, to_port) = match authority.rsplit_once(':') {
-        Some((host, text)) => (host, port(Some(text.into()), 0)?),
-        None if is_http => (authority, 80),
-        None => return Err(usage.into()),
-    };
+    let (host, to_port) = authority_parts(authority)?;
+    let to_port = to_port.or(is_http.then_some(80)).ok_or(usage)?;
     let port = port(args.next(), if is_http { 80 } else { to_port })?;
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
         .await
