@@ -444,6 +444,7 @@ impl Daemon {
 
     /// Takes a capsule from the table that is elsewhere now.
     pub fn leave(&self, capsule: &Capsule) {
+        self.migrations.forget(capsule.id);
         let mut table = self.table.lock().unwrap();
         table.capsules.remove(&capsule.id);
         table.names.retain(|_, id| *id != capsule.id);
@@ -486,6 +487,7 @@ impl Daemon {
 
     /// Takes a removed capsule from the table, and its addresses back.
     pub fn forget(&self, capsule: &Capsule) {
+        self.migrations.forget(capsule.id);
         capsule.look(|record| self.networks.forget(&record.config));
         let mut table = self.table.lock().unwrap();
         table.capsules.remove(&capsule.id);

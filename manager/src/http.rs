@@ -122,7 +122,7 @@ fn routes() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(migration::identity))
         .routes(routes!(migration::invite))
         .routes(routes!(migration::migrate))
-        .routes(routes!(migration::save))
+        .routes(routes!(migration::save, migration::broken))
         .routes(routes!(migration::saved))
         .routes(routes!(migration::restore))
         .routes(routes!(streams::run))

@@ -110,6 +110,11 @@ fn records(bytes: &[u8]) -> impl Iterator<Item = (usize, Head, &[u8])> {
     })
 }
 
+/// Bytes of output in these records.
+fn output_len(bytes: &[u8]) -> u64 {
+    records(bytes).map(|(_, _, body)| body.len() as u64).sum()
+}
+
 impl Segment {
     fn path(base: &Path, start: u64) -> PathBuf {
         base.with_extension(format!("log-{start:016x}"))
@@ -185,6 +190,72 @@ impl Log {
             end: watch::Sender::new(end),
             room: watch::Sender::new(()),
         }))
+    }
+
+    /// Goes on from where the log of the same capsule on another node has ended. Nothing may have
+    /// been written yet.
+    pub fn go_on_from(&self, end: u64) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.end = end;
+        self.end.send_replace(end);
+    }
+
+    /// What there is of it, the oldest first: the position of the first byte of each segment, and
+    /// the segment. Small ones that follow each other come as one.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn segments(&self) -> io::Result<Vec<(u64, Vec<u8>)>> {
+        let segments = self.inner.lock().unwrap().segments.clone();
+        let mut all: Vec<(u64, Vec<u8>)> = Vec::new();
+        for segment in segments {
+            let bytes = segment.read_all()?;
+            match all.last_mut() {
+                // One that has no output yet starts where the next one will.
+                _ if output_len(&bytes) == 0 => {}
+                Some((start, before))
+                    if *start + output_len(before) == segment.start
+                        && (before.len() + bytes.len()) as u64 <= self.segment_bytes =>
+                {
+                    before.extend_from_slice(&bytes);
+                }
+                _ => all.push((segment.start, bytes)),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Puts what another node had of it before its beginning.
+    ///
+    /// # Errors
+    /// When that is not what came before, or cannot be written; nothing of it is left then.
+    pub fn put_before(&self, segments: &[(u64, Vec<u8>)]) -> io::Result<()> {
+        let bad = || io::Error::new(io::ErrorKind::InvalidData, "this is not what came before");
+        let mut inner = self.inner.lock().unwrap();
+        let end = inner.segments.front().map_or(inner.end, |first| first.start);
+        for (at, (start, bytes)) in segments.iter().enumerate() {
+            let len = output_len(bytes);
+            let whole = records(bytes).last().map_or(0, |(at, _, body)| at + HEAD + body.len()) == bytes.len();
+            let next = segments.get(at + 1).map_or(end, |(next, _)| *next);
+            if !whole || len == 0 || start.checked_add(len) != Some(next) {
+                return Err(bad());
+            }
+        }
+        let mut written = VecDeque::new();
+        for (start, bytes) in segments {
+            let segment = Segment::create(&self.base, *start);
+            let appended = segment.and_then(|segment| {
+                written.push_back(segment.clone());
+                segment.append(bytes)
+            });
+            if let Err(error) = appended {
+                written.iter().for_each(|segment: &Arc<Segment>| drop(fs::remove_file(&segment.path)));
+                return Err(error);
+            }
+        }
+        written.append(&mut inner.segments);
+        inner.segments = written;
+        Ok(())
     }
 
     /// Marks the start of a run: the console ring counts from 0 again.
@@ -532,6 +603,45 @@ mod tests {
         assert_eq!(bytes, pattern(lost..written));
         let (new, _) = read_all(&mut log.cursor(0, false));
         assert_eq!(new, bytes, "one that starts now gets what is left, and that is no loss");
+    }
+
+    #[test]
+    fn a_log_goes_on_from_what_another_node_had_of_it() {
+        for written in [0, 1000, 200_000] {
+            let (there, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let (before, after) = (open(there.path()), open(here.path()));
+            pattern(0..written).chunks(1000).for_each(|bytes| before.append(1, bytes));
+            after.go_on_from(before.end());
+            after.append(2, &pattern(written..written + 500));
+            let mut follower = after.cursor(0, false);
+            let segments = before.segments().unwrap();
+            after.put_before(&segments).unwrap();
+            assert_eq!(read_all(&mut follower).0, pattern(written..written + 500));
+            let whole = open(here.path());
+            for log in [&after, &whole] {
+                let (bytes, _) = read_all(&mut log.cursor(0, false));
+                let start = written + 500 - bytes.len() as u64;
+                assert!(start == 0 || bytes.len() as u64 > MIN_BYTES / 2, "{start}");
+                assert_eq!(bytes, pattern(start..written + 500));
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_before_a_log_is_refused() {
+        let (there, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (before, after) = (open(there.path()), open(here.path()));
+        before.append(1, b"before");
+        let [(start, bytes)] = &before.segments().unwrap()[..] else { panic!("one segment") };
+        after.go_on_from(6);
+        let torn = bytes[..bytes.len() - 1].to_vec();
+        for bad in [(1, bytes.clone()), (u64::MAX, bytes.clone()), (0, torn), (6, Vec::new())] {
+            assert!(after.put_before(&[bad]).is_err());
+        }
+        assert!(after.put_before(&[(*start, bytes.clone()), (*start, bytes.clone())]).is_err());
+        assert_eq!(segment_files(here.path()), 0);
+        after.put_before(&[(*start, bytes.clone())]).unwrap();
+        assert_eq!(read_all(&mut after.cursor(0, false)).0, b"before");
     }
 
     #[test]

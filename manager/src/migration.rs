@@ -8,6 +8,7 @@
 //! | [`journal`] | what of a move must survive a daemon |
 //! | [`leave`] | the source: moving, saving, asking what became of a capsule |
 //! | [`arrive`] | the destination: from a connection, from an image |
+//! | `luggage` | what follows a capsule that has moved: its log, its image |
 //! | [`listen`] | connections of other nodes |
 //!
 //! A client asks the destination for a ticket, and gives it to the source. The source connects to
@@ -27,6 +28,7 @@ pub mod arrive;
 pub mod journal;
 pub mod leave;
 pub mod listen;
+mod luggage;
 pub mod tls;
 
 use std::collections::{HashMap, HashSet};
@@ -35,6 +37,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
+use fcap_api::ErrorBody;
 use fcap_api::migrate::{Invitation, Ticket};
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +92,8 @@ struct State {
     arriving: HashSet<Attempt>,
     /// Saved capsules that are held until their images are said to be in safety.
     held: HashMap<CapsuleId, tokio::sync::oneshot::Sender<()>>,
+    /// Why the last image of a capsule broke off.
+    broken: HashMap<CapsuleId, ErrorBody>,
 }
 
 impl Migrations {
@@ -128,6 +133,11 @@ impl Migrations {
     /// Says where other nodes reach this one.
     pub fn set_address(&self, address: SocketAddr) {
         let _ = self.address.set(address);
+    }
+
+    /// Forgets what is known of a capsule that is gone.
+    pub fn forget(&self, capsule: CapsuleId) {
+        self.state().broken.remove(&capsule);
     }
 
     /// Promises to take a capsule in.

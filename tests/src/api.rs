@@ -1,6 +1,6 @@
 //! Speaks to a server's REST API directly, where a benchmark must not pay for starting `fcap`.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use fcap_api::migrate::{Invitation, Migrate, MigrationIdentity, Precopy, Progress};
@@ -61,6 +61,23 @@ impl Api {
         let url = format!("{}{path}", self.base);
         let request = self.agent.post(&url).header("authorization", self.bearer());
         Self::read(path, request.header("content-type", "application/json").send(json(body)))
+    }
+
+    /// `POST path` with JSON, which answers one piece of JSON a line. What has come before the
+    /// connection broke counts.
+    pub fn post_lines<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Answer<Vec<T>> {
+        let url = format!("{}{path}", self.base);
+        let request = self.agent.post(&url).header("authorization", self.bearer());
+        let response = request.header("content-type", "application/json").send(json(body));
+        let mut response = response.map_err(|error| format!("{path}: {error}"))?;
+        let is_success = response.status().is_success();
+        let lines = BufReader::new(response.body_mut().as_reader()).lines();
+        let lines: Vec<String> = lines.map_while(Result::ok).collect();
+        if !is_success {
+            return Err(format!("{path}: {}", lines.join(" ")));
+        }
+        let parse = |line: &String| serde_json::from_str(line).map_err(|error| format!("{line}: {error}"));
+        lines.iter().map(parse).collect()
     }
 
     /// `POST path` with bytes.

@@ -70,7 +70,7 @@ impl Node {
         Self::pair(Variant::Xl, "small", encrypt)
     }
 
-    /// Two nodes as [`Node::log_dirty`], in one cloud.
+    /// Two nodes as [`Node::log_dirty`], in one cloud: their hypervisor tracks dirty pages of PV guests.
     pub fn two_log_dirty() -> anyhow::Result<[Self; 2]> {
         Self::pair(Variant::XlLogDirty, "small", false)
     }
@@ -116,6 +116,11 @@ impl Node {
     /// Makes published ports of it reachable on this computer.
     pub fn publish(&self, ports: &[PublishedPort]) -> anyhow::Result<()> {
         Ok(self.cloud.0.publish(&self.node.name, ports)?)
+    }
+
+    /// The same, and no others.
+    pub fn publish_only(&self, ports: &[PublishedPort]) -> anyhow::Result<()> {
+        Ok(self.cloud.0.publish_only(&self.node.name, ports)?)
     }
 
     /// Keeps dom0 on the first processor and a guest on the second.

@@ -6,6 +6,7 @@
 //! | `POST /v1/migrations` | [`Invitation`] | 201 [`Ticket`]: a place for one capsule to come |
 //! | `POST /v1/capsules/{id}/migrate` | [`Migrate`] | [`Progress`] as it is made, one JSON object a line; the last one is the end |
 //! | `POST /v1/capsules/{id}/save?mode=` | | the image, as it is made; afterwards the capsule is held until one of the following |
+//! | `GET /v1/capsules/{id}/save` | | why the last image broke off, an [`ErrorBody`] or null |
 //! | `POST /v1/capsules/{id}/saved` | | 204; the image is in safety, the capsule ends |
 //! | `POST /v1/restore?name=&clone=` | an image | 201 [`Capsule`](crate::Capsule) |
 //!
@@ -84,6 +85,8 @@ pub struct Precopy {
     pub stop_copy: bool,
     /// Who tells which pages it writes to.
     pub dirty: DirtyTracking,
+    /// Ends once the destination has made room for it: only asks whether it could move.
+    pub dry_run: bool,
 }
 
 /// Who tells which pages a capsule writes to while it is copied.
@@ -121,6 +124,8 @@ pub enum Progress {
         /// Why now.
         why: String,
     },
+    /// It could move, which was all that was asked.
+    Possible,
     /// It runs at the destination.
     Done(Moved),
     /// It stays where it was.

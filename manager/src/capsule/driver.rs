@@ -510,7 +510,7 @@ impl Driver {
         let domain = self.domain()?.clone();
         self.moving = Some(Moving { cancel, afterwards: Vec::new() });
         let saved = self.capsule.look(|record| record.saved());
-        Ok(Leaving { domain, console: run.console, saved })
+        Ok(Leaving { domain, console: run.console, log: self.capsule.log.clone(), saved })
     }
 
     /// The move is over.
@@ -585,7 +585,7 @@ impl Driver {
         self.domain = Some(domain.clone());
         self.moving = Some(Moving { cancel: Cancel::default(), afterwards: Vec::new() });
         let saved = self.capsule.look(|record| record.saved());
-        let _ = reply.send(Leaving { domain, console, saved });
+        let _ = reply.send(Leaving { domain, console, log: self.capsule.log.clone(), saved });
     }
 
     async fn update(&self, update: UpdateCapsule) -> Result<()> {

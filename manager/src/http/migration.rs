@@ -8,7 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use fcap_api::Capsule;
+use fcap_api::{Capsule, ErrorBody};
 use fcap_api::migrate::{
     IMAGE_MEDIA_TYPE, Invitation, Migrate, MigrationIdentity, PROGRESS_MEDIA_TYPE, SaveMode, Ticket,
 };
@@ -102,6 +102,17 @@ pub(crate) async fn save(
             Some((piece, (None, pieces, guard)))
         });
     Ok(([(header::CONTENT_TYPE, IMAGE_MEDIA_TYPE)], Body::from_stream(pieces)).into_response())
+}
+
+/// Why its last image broke off: null if it did not. Whoever reads an image that breaks off asks this.
+#[utoipa::path(get, path = "/v1/capsules/{id}/save", tag = "migrations", params(("id" = String, Path)),
+    responses((status = OK, body = Option<ErrorBody>), Errors))]
+pub(crate) async fn broken(
+    State(daemon): State<Arc<Daemon>>,
+    Path(id): Path,
+) -> Result<Json<Option<ErrorBody>>> {
+    let capsule = daemon.find(&id)?;
+    Ok(Json(leave::broken(&daemon, &capsule)))
 }
 
 /// Its image is in safety: it ends here.

@@ -19,6 +19,7 @@ use xen_proto::suspend;
 
 use super::journal::{Attempt, Begun, In, Journal};
 use super::tls::{Fingerprint, Reader, Writer};
+use super::luggage::{self, LOG_END};
 use super::{Passport, UnderWay, describe};
 use crate::capsule::Capsule;
 use crate::capsule::driver::{Begin, Driver};
@@ -36,8 +37,8 @@ pub(super) fn receive(
     runtime: &Handle,
     under_way: UnderWay,
     from: Fingerprint,
-    reader: Reader,
-    writer: Writer,
+    mut reader: Reader,
+    mut writer: Writer,
 ) {
     let attempt = under_way.attempt;
     let mut host = Landing::new(daemon, runtime, Some(attempt), Identity::Kept);
@@ -48,14 +49,22 @@ pub(super) fn receive(
         saved: host.saved.clone(),
     };
     let received =
-        Stream::connection(reader, writer, Options::default()).map_err(|error| describe(&error)).and_then(
+        Stream::connection(&mut reader, &mut writer, Options::default()).map_err(|error| describe(&error)).and_then(
             |stream| match stream.header().id == attempt && stream.header().reason == Reason::Migrate {
                 true => stream.receive(&mut host, &mut claim).map_err(|failure| describe(&failure.error)),
                 false => Err("it is not the attempt that the ticket is for".into()),
             },
         );
     match received {
-        Ok(arrival) if arrival.state == DestinationState::Done => {}
+        Ok(mut arrival) if arrival.state == DestinationState::Done => {
+            // Who could not be taken up has said so.
+            let taken_up = arrival.domain.taken_up.take().and_then(|taken_up| runtime.block_on(taken_up).ok());
+            if let Some(Ok(capsule)) = taken_up
+                && let Err(error) = luggage::receive(daemon, runtime, &capsule, &mut reader, &mut writer)
+            {
+                tracing::warn!(capsule = %capsule.id, %error, "not all of a capsule's log and images has come");
+            }
+        }
         Ok(_) => {
             tracing::info!(attempt = %CapsuleId(attempt), "a capsule has come; its source does not know yet")
         }
@@ -169,9 +178,16 @@ impl Landing {
     /// What is kept of the capsule here.
     fn adjust(&self, saved: &mut Saved) -> Result<()> {
         match &self.identity {
-            Identity::Kept => return Ok(()),
-            Identity::Fresh => {}
+            Identity::Kept => {
+                saved.config.generation += 1;
+                return Ok(());
+            }
+            Identity::Fresh => {
+                self.daemon.networks.check_name(&saved.config.name)?;
+                self.daemon.networks.allocate_again(&saved.config.networks)?;
+            }
             Identity::Clone(name) => {
+                self.daemon.networks.check_name(name)?;
                 saved.config.name.clone_from(name);
                 saved.config.ports.clear();
                 let names: Vec<String> =
@@ -193,27 +209,32 @@ impl DestinationHost for Landing {
             refused(RefusalCause::Other, format!("its description does not parse: {error}"))
         })?;
         let Passport { mut saved, places } = passport;
+        let daemon = self.daemon.clone();
+        if let (Identity::Kept, Ok(here)) = (&self.identity, daemon.find(&saved.config.id.to_string())) {
+            let message = format!("the capsule is on this node already, as {}", here.name());
+            return Err(refused(RefusalCause::Name, message));
+        }
         if reason == Reason::Clone && !matches!(self.identity, Identity::Clone(_)) {
             return Err(refused(RefusalCause::Name, "the image is for a second capsule: give it a name"));
         }
         self.adjust(&mut saved).map_err(|error| refusal(&error))?;
-        let daemon = self.daemon.clone();
-        let id = saved.config.id;
-        if let Ok(here) = daemon.find(&id.to_string()) {
-            let message = format!("the capsule is on this node already, as {}", here.name());
-            return Err(refused(RefusalCause::Name, message));
-        }
-        daemon.claim_name(&saved.config.name, id).map_err(|error| refusal(&error))?;
         let mut landed = Landed {
             daemon: daemon.clone(),
             runtime: self.runtime.clone(),
             attempt: self.attempt,
-            saved: saved.clone(),
+            saved,
+            log_end: 0,
             inner: None,
             runs: false,
             taken_up: None,
         };
-        *lock(&self.saved) = Some(saved.clone());
+        let config = &landed.saved.config;
+        daemon.claim_name(&config.name, config.id).map_err(|error| refusal(&error))?;
+        let owner = |id: CapsuleId| daemon.find(&id.to_string()).ok().map(|owner| owner.name());
+        // A port that the node chose may be another one here.
+        let ports = daemon.networks.publish(config, owner).map_err(|error| refusal(&error))?;
+        landed.saved.config.ports = ports;
+        *lock(&self.saved) = Some(landed.saved.clone());
         landed.prepare_for(description, reason, places, matches!(self.identity, Identity::Clone(_)))?;
         Ok(landed)
     }
@@ -225,6 +246,8 @@ struct Landed {
     runtime: Handle,
     attempt: Option<Attempt>,
     saved: Saved,
+    /// Where its log has ended on the other node.
+    log_end: u64,
     inner: Option<Box<dyn Incoming>>,
     runs: bool,
     /// The daemon's taking it up, once it runs.
@@ -289,12 +312,14 @@ impl Landed {
 async fn take_up(
     daemon: Arc<Daemon>,
     saved: Saved,
+    log_end: u64,
     attempt: Option<Attempt>,
     domain: Arc<dyn crate::toolstack::Domain>,
 ) -> Result<Arc<Capsule>> {
     let config = &saved.config;
     let log = Log::open(daemon.store.log_base(config.id), Vec::new(), daemon.log_bytes())
         .map_err(Error::disk(format!("begin the log of capsule {}", config.name)))?;
+    log.go_on_from(log_end);
     let (capsule, commands) = Capsule::new(config.clone(), saved.progress.clone(), None, log);
     daemon.enter(&capsule);
     let info = daemon.domains()?.remove(&config.id.0);
@@ -334,7 +359,15 @@ impl DestinationDomain for Landed {
         self.inner()?.prepare(tables)
     }
 
-    fn finish(&mut self, state: FinalState) -> DomainResult<()> {
+    fn finish(&mut self, mut state: FinalState) -> DomainResult<()> {
+        // One of an image begins a log of its own.
+        if self.attempt.is_some()
+            && let Some(end) = state.states.iter().find(|piece| piece.kind == LOG_END)
+            && let Ok(bytes) = end.bytes.as_slice().try_into()
+        {
+            self.log_end = u64::from_le_bytes(bytes);
+        }
+        state.states.retain(|piece| piece.kind != LOG_END);
         self.inner.as_mut().ok_or(DomainError::Ended)?.finish(state)
     }
 
@@ -354,10 +387,10 @@ impl DestinationDomain for Landed {
                 "a capsule has come, but will not be known to the next daemon");
         }
         // The rest is in nobody's way.
-        let (saved, attempt) = (self.saved.clone(), self.attempt);
+        let (saved, log_end, attempt) = (self.saved.clone(), self.log_end, self.attempt);
         self.taken_up = Some(self.runtime.spawn(async move {
             let id = saved.config.id;
-            let taken_up = take_up(daemon, saved, attempt, domain).await;
+            let taken_up = take_up(daemon, saved, log_end, attempt, domain).await;
             if let Err(error) = &taken_up {
                 tracing::error!(capsule = %id, error = ?error.body().message,
                     "a capsule has come, but is not taken up until the daemon is started again");
@@ -374,8 +407,14 @@ impl DestinationDomain for Landed {
         if let Some(mut inner) = self.inner.take() {
             inner.destroy();
         }
-        self.daemon.networks.detach(&self.saved.config);
-        self.daemon.release_claimed_name(&self.saved.config.name, self.saved.config.id);
+        let config = &self.saved.config;
+        self.daemon.networks.unpublish(config.id);
+        self.daemon.networks.detach(config);
+        if self.attempt.is_none() {
+            // They were given out for it; those of one that moves stay its own.
+            self.daemon.networks.release(&config.networks);
+        }
+        self.daemon.release_claimed_name(&config.name, config.id);
         forget_begun(&self.daemon, self.attempt);
     }
 }

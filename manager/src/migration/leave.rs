@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use fcap_api::Action;
 use fcap_api::migrate::{DirtyTracking, Migrate, MoveStep, Moved, Precopy, Progress, Round, SaveMode};
+use fcap_api::{Action, ErrorBody};
+use fcap_migrate::MigrateError;
 use fcap_migrate::domain::{
     Description, DirtySource, DomainError, DomainResult, Hints, Page, SourceDomain, State,
 };
@@ -22,12 +23,14 @@ use xen_proto::frame::{Mfn, Pfn};
 
 use super::journal::{self, Attempt, Journal, Out};
 use super::listen::{read_exact, write_all};
+use super::luggage::{self, LOG_END};
 use super::tls::{Fingerprint, Reader, Writer};
 use super::{ASK, BUSY, GONE, MOVE, Passport, RELEASED, TAKEN, arrive, describe};
 use crate::capsule::console::Console;
 use crate::capsule::{Capsule, Command};
 use crate::daemon::{Daemon, blocking};
 use crate::error::{Error, Result};
+use crate::log::Log;
 use crate::store::Saved;
 use crate::toolstack::{Domain, Outgoing, Tracking};
 
@@ -48,6 +51,8 @@ pub struct Leaving {
     pub domain: Arc<dyn Domain>,
     /// Its console.
     pub console: Arc<Console>,
+    /// Its log.
+    pub log: Arc<Log>,
     /// What is kept of it.
     pub saved: Saved,
 }
@@ -166,13 +171,18 @@ pub async fn migrate(
     let (sender, receiver) = mpsc::unbounded_channel();
     let guard = CancelOnDrop(Options { cancel: options.cancel.clone(), ..Options::default() });
     let (daemon, capsule) = (daemon.clone(), capsule.clone());
-    let tracking = tracking(request.how.dirty);
     tokio::task::spawn_blocking(move || {
         let mut tell = |progress| drop(sender.send(progress));
-        let result = travel(&daemon, &leaving, &peer, tracking, &options, &mut tell);
+        let result = travel(&daemon, &leaving, &peer, &request.how, &options, &mut tell);
         let (outcome, last) = match result {
-            Ok(stats) => {
-                (Some(Outcome::Moved(peer.node.clone())), Progress::Done(moved(peer.node.clone(), &stats)))
+            Ok(Travelled::Refrained) => (Some(Outcome::Kept), Progress::Possible),
+            Ok(Travelled::Arrived(stats, (mut reader, mut writer))) => {
+                capsule.tell(Command::Left(Outcome::Moved(peer.node.clone())));
+                let config = &leaving.saved.config;
+                if let Err(error) = luggage::send(&daemon, config, &capsule.log, &mut reader, &mut writer) {
+                    tracing::warn!(capsule = %capsule.id, %error, "not all of its log and images has gone with it");
+                }
+                return tell(Progress::Done(moved(peer.node.clone(), &stats)));
             }
             Err((error, SourceState::HandedOver)) => {
                 tracing::warn!(capsule = %capsule.id, error = ?error.body().message, "the destination must be asked");
@@ -203,23 +213,31 @@ async fn ask_to_leave(capsule: &Arc<Capsule>, options: &Options) -> Result<Leavi
     answer.await.unwrap_or_else(|_| Err(Error::NoSuchCapsule(capsule.id.to_string())))
 }
 
+/// How a journey has ended well.
+enum Travelled {
+    /// The capsule is at its destination, to which this is the connection.
+    Arrived(MigrateStats, (Reader, Writer)),
+    /// It was only asked whether it could go.
+    Refrained,
+}
+
 /// Connects, and has the engine do the rest.
 fn travel(
     daemon: &Arc<Daemon>,
     leaving: &Leaving,
     peer: &Peer,
-    tracking: Tracking,
+    how: &Precopy,
     options: &Options,
     tell: &mut dyn FnMut(Progress),
-) -> std::result::Result<MigrateStats, (Error, SourceState)> {
+) -> std::result::Result<Travelled, (Error, SourceState)> {
     let kept = |error| (error, SourceState::Kept);
-    let mut domain = Traveller::new(daemon, leaving, tracking).map_err(kept)?;
+    let mut domain = Traveller::new(daemon, leaving, tracking(how.dirty)).map_err(kept)?;
     let unreachable = |error: io::Error| {
         let node = &peer.node;
         kept(Error::WrongState(format!("node {node} cannot be reached at {}: {error}", peer.address)))
     };
     let identity = daemon.migrations.identity().map_err(unreachable)?;
-    let (reader, mut writer) =
+    let (mut reader, mut writer) =
         connect(&identity, peer.address, peer.fingerprint, MOVE, &peer.attempt).map_err(unreachable)?;
     write_all(&mut writer, &[], PATIENCE).map_err(unreachable)?;
     let mut claim = OutClaim {
@@ -235,15 +253,25 @@ fn travel(
     let pages = domain.pages;
     let name = domain.dirty_source().name();
     let mut observe = |step: Step| match step {
-        Step::Accepted => tell(Progress::Started { pages, tracking: name.into() }),
+        Step::Accepted => {
+            tell(Progress::Started { pages, tracking: name.into() });
+            if how.dry_run {
+                options.cancel.cancel();
+            }
+        }
         Step::RoundDone(stats) => tell(Progress::Round(round(&stats))),
         Step::Suspending { why } => tell(Progress::Suspending { why: why.into() }),
         _ => {}
     };
-    let connection = (reader, writer);
+    let connection = (&mut reader, &mut writer);
     let id = peer.attempt;
-    source::migrate(&mut domain, &mut claim, connection, id, Reason::Migrate, options, &mut observe)
-        .map_err(|failure| (arrive::host_error(&failure.error), failure.state))
+    match source::migrate(&mut domain, &mut claim, connection, id, Reason::Migrate, options, &mut observe) {
+        Ok(stats) => Ok(Travelled::Arrived(stats, (reader, writer))),
+        Err(failure) if how.dry_run && matches!(failure.error, MigrateError::Cancelled) => {
+            Ok(Travelled::Refrained)
+        }
+        Err(failure) => Err((arrive::host_error(&failure.error), failure.state)),
+    }
 }
 
 fn connect(
@@ -280,6 +308,7 @@ impl Claim for OutClaim {
 struct Traveller {
     inner: Box<dyn Outgoing>,
     console: Arc<Console>,
+    log: Arc<Log>,
     daemon: Arc<Daemon>,
     passport: Vec<u8>,
     saved: Saved,
@@ -296,6 +325,7 @@ impl Traveller {
         Ok(Self {
             inner,
             console: leaving.console.clone(),
+            log: leaving.log.clone(),
             daemon: daemon.clone(),
             passport,
             saved: leaving.saved.clone(),
@@ -334,7 +364,10 @@ impl SourceDomain for Traveller {
     }
 
     fn state(&mut self) -> DomainResult<Vec<State>> {
-        self.inner.state()
+        let mut state = self.inner.state()?;
+        let end = self.log.end().to_le_bytes().to_vec();
+        state.push(State { kind: LOG_END, index: 0, bytes: end });
+        Ok(state)
     }
 
     fn resume(&mut self) -> DomainResult<()> {
@@ -478,6 +511,7 @@ pub async fn save(
     let (sender, receiver) = mpsc::channel(PIECES);
     let guard = CancelOnDrop(Options { cancel: options.cancel.clone(), ..Options::default() });
     let (daemon, capsule) = (daemon.clone(), capsule.clone());
+    daemon.migrations.state().broken.remove(&capsule.id);
     let (confirm, confirmed) = oneshot::channel();
     if mode == SaveMode::Save {
         daemon.migrations.state().held.insert(capsule.id, confirm);
@@ -486,6 +520,7 @@ pub async fn save(
         let mut domain = match Traveller::new(&daemon, &leaving, Tracking::Best) {
             Ok(domain) => domain,
             Err(error) => {
+                daemon.migrations.state().held.remove(&capsule.id);
                 let _ = sender.blocking_send(Err(io::Error::other(error.body().message)));
                 return capsule.tell(Command::Left(Outcome::Kept));
             }
@@ -494,6 +529,9 @@ pub async fn save(
         getrandom::fill(&mut id).expect("the kernel gives randomness");
         let written = source::save(&mut domain, Pieces(sender.clone()), id, reason, &options, &mut |_| ());
         if let Err(error) = &written {
+            // Who reads the image only sees that it breaks off.
+            let body = arrive::host_error(error).body();
+            daemon.migrations.state().broken.insert(capsule.id, body);
             let _ = sender.blocking_send(Err(io::Error::other(describe(error))));
         }
         if written.is_ok() && reason == Reason::Save {
@@ -526,6 +564,11 @@ async fn hold(
         tracing::error!(capsule = %capsule.id, %error, "a capsule whose image was lost does not go on");
     }
     capsule.tell(Command::Left(Outcome::Kept));
+}
+
+/// Why the last image of a capsule broke off; nothing if it did not.
+pub fn broken(daemon: &Daemon, capsule: &Capsule) -> Option<ErrorBody> {
+    daemon.migrations.state().broken.get(&capsule.id).cloned()
 }
 
 /// The image of a capsule is in safety: it ends here.

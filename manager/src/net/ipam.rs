@@ -203,6 +203,11 @@ impl Pool {
         self.used.insert(address);
     }
 
+    /// Whether an address is somebody's.
+    pub fn is_used(&self, address: Ipv4Addr) -> bool {
+        self.used.contains(&address)
+    }
+
     /// Takes an address back.
     pub fn release(&mut self, address: Ipv4Addr) {
         self.used.remove(&address);

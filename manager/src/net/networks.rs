@@ -420,6 +420,32 @@ impl Networks {
         })
     }
 
+    /// Gives addresses out once more that a capsule had when it was saved.
+    ///
+    /// # Errors
+    /// When another capsule has one of them by now, or its network is not here; then none is given.
+    pub fn allocate_again(&self, interfaces: &[Interface]) -> Result<()> {
+        self.with(|state| {
+            for Interface { network, ipv4 } in interfaces {
+                let known = state.known(network)?;
+                let subnet = known.definition.subnet;
+                let taken = known.pool.is_used(*ipv4) || state.endpoints.is_used_elsewhere(network, *ipv4);
+                if taken || !subnet.contains(*ipv4) || *ipv4 == subnet.gateway() {
+                    return Err(Error::NoAddress(format!(
+                        "its address {ipv4} in network {network} is not free any more; give it a name of \
+                         its own, and it gets an address of its own with it"
+                    )));
+                }
+            }
+            for Interface { network, ipv4 } in interfaces {
+                if let Some(known) = state.networks.get_mut(network) {
+                    known.pool.reserve(*ipv4);
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Takes addresses back that [`Self::allocate`] gave.
     pub fn release(&self, interfaces: &[Interface]) {
         self.with(|state| release(state, interfaces));
@@ -544,6 +570,7 @@ impl Networks {
                 Publish { protocol: port.protocol, node_port: port.host_port, ipv4, port: port.port };
             let key = (port.protocol, port.host_port);
             let other = self.with(|state| match state.ports.get(&key) {
+                Some(claim) if claim.capsule == id && claim.publish == publish => None,
                 Some(claim) => Some(claim.capsule),
                 None => {
                     state.ports.insert(key, Claim { capsule: id, publish });
@@ -998,6 +1025,27 @@ mod tests {
             "generation": generation
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn an_address_is_given_out_once_more_only_while_it_is_free() {
+        let (one, two) = (node(1), node(2));
+        let capsule = one.capsule(1, 0);
+        two.hear(&one, "node1");
+        for node in [&one, &two] {
+            let error = node.networks.allocate_again(&capsule.networks).unwrap_err();
+            assert!(error.to_string().contains(&capsule.networks[0].ipv4.to_string()), "{error}");
+        }
+        one.networks.forget(&capsule);
+        two.hear(&one, "node1");
+        two.networks.allocate_again(&capsule.networks).unwrap();
+        assert!(two.networks.allocate_again(&capsule.networks).is_err());
+        two.networks.release(&capsule.networks);
+        let network = DEFAULT_NETWORK.to_owned();
+        for bad in [[192, 168, 0, 1], [10, 88, 0, 1]] {
+            let interface = Interface { network: network.clone(), ipv4: bad.into() };
+            assert!(two.networks.allocate_again(&[interface]).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

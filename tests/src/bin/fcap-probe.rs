@@ -15,6 +15,10 @@
 //! serve PORT COMMAND [ARGUMENT...]` is one for a single connection, on which the command runs.
 //! `fcap-probe drain PORT` reads a single connection to its end, and `fcap-probe pour
 //! ADDRESS:PORT MIB` fills it with that much and prints the seconds until all of it was read.
+//!
+//! `fcap-probe link ADDRESS:PORT ADDRESS:PORT cut|stall|flip BYTES` listens at the first address
+//! and passes what comes on to the second; the first connection is cut, stands still, or has a
+//! bit flipped once so many bytes have gone through.
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -28,6 +32,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Longest wait for a guest that may not be there yet: its kernel would wait a second before it
 /// asks again.
 const TRY: Duration = Duration::from_millis(20);
+/// How long a link stands still, longer than anybody waits for it, before it is cut.
+const STALL: Duration = Duration::from_secs(15);
 /// Bytes moved at a time.
 const PIECE: usize = 128 * 1024;
 
@@ -38,6 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["pipe", address] => return pipe(address.parse()?),
         ["serve", port, program, rest @ ..] => return serve(port.parse()?, program, rest),
         ["drain", port] => return drain(port.parse()?),
+        ["link", from, to, fault, bytes] => return link(from.parse()?, to.parse()?, fault, bytes.parse()?),
         _ => {}
     }
     let figure = match &args[..] {
@@ -230,6 +237,64 @@ fn receive(address: SocketAddr, time: Duration) -> Result<f64, Box<dyn Error>> {
         count += len as u64;
     }
     Ok(mbit(count, start.elapsed()))
+}
+
+/// Passes connections on, the first one with a fault; for ever.
+fn link(from: SocketAddr, to: SocketAddr, fault: &str, bytes: usize) -> Result<(), Box<dyn Error>> {
+    let fault = match fault {
+        "cut" => Fault::Cut,
+        "stall" => Fault::Stall,
+        "flip" => Fault::Flip,
+        _ => return Err("a link can be cut, stall, or flip a bit".into()),
+    };
+    let mut fault = Some((fault, bytes));
+    let listener = TcpListener::bind(from)?;
+    println!("ready");
+    for near in listener.incoming() {
+        let near = near?;
+        let Ok(far) = TcpStream::connect(to) else { continue };
+        near.set_nodelay(true)?;
+        far.set_nodelay(true)?;
+        let (near_too, far_too) = (near.try_clone()?, far.try_clone()?);
+        let fault = fault.take();
+        std::thread::spawn(move || pass(near, far, fault));
+        std::thread::spawn(move || pass(far_too, near_too, None));
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Fault {
+    Cut,
+    Stall,
+    Flip,
+}
+
+/// Passes bytes in one direction, until an end or a fault.
+fn pass(mut from: TcpStream, mut to: TcpStream, fault: Option<(Fault, usize)>) {
+    let mut piece = vec![0; PIECE];
+    let mut passed = 0;
+    while let Ok(len @ 1..) = from.read(&mut piece) {
+        let bytes = &mut piece[..len];
+        if let Some((fault, at)) = fault
+            && (passed..passed + len).contains(&at)
+        {
+            match fault {
+                Fault::Cut => break,
+                Fault::Flip => bytes[at - passed] ^= 1,
+                Fault::Stall => {
+                    std::thread::sleep(STALL);
+                    break;
+                }
+            }
+        }
+        passed += len;
+        if to.write_all(bytes).is_err() {
+            break;
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
 }
 
 fn mbit(bytes: u64, time: Duration) -> f64 {

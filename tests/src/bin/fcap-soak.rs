@@ -15,6 +15,9 @@ fn main() -> anyhow::Result<()> {
         Some("restart") => soak::restart::run(if short { 5 } else { 50 }, seed),
         Some("churn") => soak::churn::run(if short { 50 } else { 1000 }),
         Some("net") => soak::net::run(if short { 50 } else { 10_000 }),
-        _ => anyhow::bail!("which one? there are restart, churn, net"),
+        Some("serve") => soak::serve::run(if short { 4 } else { 100 }),
+        Some("memory") => soak::memory::run(if short { 6 } else { 200 }),
+        Some("faults") => soak::faults::run(if short { 8 } else { 500 }, seed),
+        _ => anyhow::bail!("which one? there are restart, churn, net, serve, memory, faults"),
     }
 }

@@ -1,7 +1,7 @@
 //! `fcap clone`.
 
 use super::restore::choose;
-use crate::client::Reference;
+use crate::client::{ClientError, Reference};
 use crate::output;
 use crate::target::Globals;
 use fcap_api::migrate::SaveMode;
@@ -30,7 +30,14 @@ impl Args {
         let destination = choose(&fleet, Some(self.node.as_deref().unwrap_or(&capsule.node))).await?;
         fleet.check_name(self.name.as_str(), destination).await?;
         let image = source.save(&capsule.id, SaveMode::Clone).await?;
-        let clone = destination.restore(Some(self.name.as_str()), image.into_body()).await?;
+        let clone = match destination.restore(Some(self.name.as_str()), image.into_body()).await {
+            Ok(clone) => clone,
+            // The destination sees only that the image breaks off.
+            Err(error) => match source.broken(&capsule.id).await {
+                Ok(Some(body)) => return Err(ClientError::Refused(body).into()),
+                _ => return Err(error.into()),
+            },
+        };
         output::print(&(clone.id + "\n"))?;
         Ok(0)
     }

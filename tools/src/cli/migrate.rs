@@ -2,6 +2,7 @@
 
 use crate::client::{Client, Reference};
 use crate::fleet::Fleet;
+use crate::forwards::Forwards;
 use crate::human;
 use crate::target::Globals;
 use crate::terminal::one_line;
@@ -76,9 +77,10 @@ impl Args {
         };
         let fleet = globals.fleet().await?;
         let (destination, to) = find_node(&fleet, node.as_str()).await?;
+        let forwards = globals.forwards()?;
         let moves = capsules.iter().map(async |reference| {
             let moved = tokio::select! {
-                moved = self.one(&fleet, reference, destination, &to) => moved,
+                moved = self.one(&fleet, reference, destination, &to, &forwards) => moved,
                 // Nobody reads the progress any more then, which ends the attempt.
                 _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted; it stays where it was unless it had moved already")),
             };
@@ -99,13 +101,11 @@ impl Args {
         reference: &Reference,
         destination: &Client,
         to: &Node,
+        forwards: &Forwards,
     ) -> anyhow::Result<()> {
         let (source, capsule) = fleet.find(reference).await?;
         if capsule.node == to.name {
             bail!("it is on node {} already", to.name);
-        }
-        if self.dry_run {
-            return dry_run(&capsule, to);
         }
         let invitation = Invitation { source: source.migration_identity().await?.fingerprint };
         let ticket = destination.invite(&invitation).await?;
@@ -115,6 +115,7 @@ impl Args {
             rate: self.rate,
             stop_copy: self.stop_copy,
             dirty: self.dirty,
+            dry_run: self.dry_run,
         };
         let mut moving = source.migrate(&capsule.id, &Migrate { ticket, how }).await?;
         while let Some(progress) = moving.next().await? {
@@ -125,9 +126,19 @@ impl Args {
                 Progress::Failed { error } => {
                     bail!("it stays on node {}: {}", capsule.node, one_line(&error.message))
                 }
+                Progress::Possible => {
+                    if !self.json {
+                        println!("{}", possible(&capsule, to));
+                    }
+                    return Ok(());
+                }
                 Progress::Done(moved) => {
                     if !self.json {
                         println!("{}", tell(&capsule.name, &moved));
+                    }
+                    if forwards.any() && !capsule.ports.is_empty() && !moved.unsettled {
+                        let here = destination.capsule(reference).await?;
+                        forwards.add(&here).await.context("it has moved, but its ports have not")?;
                     }
                     return Ok(());
                 }
@@ -154,24 +165,15 @@ async fn find_node<'a>(fleet: &'a Fleet, name: &str) -> anyhow::Result<(&'a Clie
     bail!("no such node: {name}; there are {}", names.join(", "))
 }
 
-fn dry_run(capsule: &Capsule, to: &Node) -> anyhow::Result<()> {
-    if capsule.memory_kib > to.free_memory_kib {
-        bail!(
-            "node {} has {} free, and it needs {}",
-            to.name,
-            human::size(to.free_memory_kib << 10),
-            human::size(capsule.memory_kib << 10)
-        );
-    }
-    println!(
+fn possible(capsule: &Capsule, to: &Node) -> String {
+    format!(
         "{} can move from {} to {}: {} of {} free memory",
         capsule.name,
         capsule.node,
         to.name,
         human::size(capsule.memory_kib << 10),
         human::size(to.free_memory_kib << 10)
-    );
-    Ok(())
+    )
 }
 
 fn describe(progress: &Progress) -> String {
@@ -194,6 +196,7 @@ fn describe(progress: &Progress) -> String {
             human::size(*bytes)
         ),
         Progress::Suspending { why } => format!("stops: {why}"),
+        Progress::Possible => "it can move".into(),
         Progress::Done(moved) => tell("it", moved),
         Progress::Failed { error } => error.message.clone(),
     }

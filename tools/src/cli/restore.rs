@@ -37,6 +37,7 @@ impl Args {
         };
         let name = self.name.as_ref().map(Reference::as_str);
         let capsule = node.restore(name, body(input)).await?;
+        globals.forwards()?.add(&capsule).await?;
         output::print(&(capsule.id + "\n"))?;
         Ok(0)
     }

@@ -28,6 +28,7 @@ impl Args {
         let (node, capsule) = fleet.find(&self.capsule).await?;
         to_file(node, &capsule.id, SaveMode::Save, &self.file).await?;
         node.saved(&capsule.id).await.context("the image is complete, but the capsule may go on")?;
+        globals.forwards()?.tidy_after(!capsule.ports.is_empty()).await;
         Ok(0)
     }
 }

@@ -1,7 +1,7 @@
 //! Capsules that move, and their images.
 
 use super::{Client, ClientError, MAX_EVENT, REQUEST, Result};
-use fcap_api::Capsule;
+use fcap_api::{Capsule, ErrorBody};
 use fcap_api::migrate::{
     IMAGE_MEDIA_TYPE, Invitation, Migrate, MigrationIdentity, Progress, SaveMode, Ticket,
 };
@@ -34,7 +34,12 @@ impl Client {
         };
         let request = self.request(Method::POST, &format!("/v1/capsules/{id}/save?mode={mode}"));
         let answer = self.send(request).await?;
-        Ok(Saving { answer, client: self.clone() })
+        Ok(Saving { answer, client: self.clone(), capsule: id.to_owned() })
+    }
+
+    /// Why a capsule's last image has broken off; nothing if it has not.
+    pub async fn broken(&self, id: &str) -> Result<Option<ErrorBody>> {
+        self.get(&format!("/v1/capsules/{id}/save")).await
     }
 
     /// Says that a capsule's image is in safety.
@@ -92,6 +97,7 @@ impl Moving {
 pub struct Saving {
     answer: Response,
     client: Client,
+    capsule: String,
 }
 
 impl Saving {
@@ -100,14 +106,14 @@ impl Saving {
     /// # Errors
     /// When the capsule could not be saved after all, or the connection breaks.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
-        let chunk = self.answer.chunk().await.map_err(|error| match self.client.failed(&error) {
-            ClientError::Unreachable { address, reason } => ClientError::Unreachable {
-                address,
-                reason: format!("the image broke off, and the capsule goes on ({reason})"),
-            },
-            other => other,
-        })?;
-        Ok(chunk.map(|chunk| chunk.to_vec()))
+        match self.answer.chunk().await {
+            Ok(chunk) => Ok(chunk.map(|chunk| chunk.to_vec())),
+            // The connection shows only that the image breaks off.
+            Err(error) => Err(match self.client.broken(&self.capsule).await {
+                Ok(Some(body)) => ClientError::Refused(body),
+                _ => self.client.failed(&error),
+            }),
+        }
     }
 
     /// All of it, to be sent on.

@@ -94,7 +94,7 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
 
 fn end_to_end(t: &mut Tally) -> Result<()> {
     eprintln!("     ... build");
-    task_build::everything(&[Variant::Node, Variant::Xl, Variant::Guest])?;
+    task_build::everything(&[Variant::Node, Variant::Xl, Variant::XlLogDirty, Variant::Guest])?;
     for package in ["libos/examples", "tests/guests"] {
         let manifest = format!("{package}/Cargo.toml");
         let name = package.replace('/', " ");
@@ -130,6 +130,9 @@ fn end_to_end(t: &mut Tally) -> Result<()> {
         t.suite("soak restart", &mut program(&["target/release/fcap-soak", "restart", "--short"]))?;
         t.suite("soak churn", &mut program(&["target/release/fcap-soak", "churn", "--short"]))?;
         t.suite("soak net", &mut program(&["target/release/fcap-soak", "net", "--short"]))?;
+        t.suite("soak serve", &mut program(&["target/release/fcap-soak", "serve", "--short"]))?;
+        t.suite("soak memory", &mut program(&["target/release/fcap-soak", "memory", "--short"]))?;
+        t.suite("soak faults", &mut program(&["target/release/fcap-soak", "faults", "--short"]))?;
     }
     Ok(())
 }

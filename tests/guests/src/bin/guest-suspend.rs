@@ -2,7 +2,8 @@
 //!
 //! Each turn rewrites some of its memory and verifies another part, looks at the clock and at
 //! its timers. Everything that it notices is a line of its own; lines are numbered, so that one
-//! that is lost or doubled shows. Arguments: MiB of memory (4), milliseconds between turns (20).
+//! that is lost or doubled shows. With every full look at its memory it says what its clocks
+//! show: milliseconds since it began, and since the Unix epoch. Arguments: MiB of memory (4), milliseconds between turns (20).
 #![no_std]
 #![no_main]
 
@@ -14,7 +15,7 @@ use libos::{
     DomId, Page, env,
     gnttab::{Access, Grant},
     lifecycle, println, random, spawn,
-    time::{self, Duration, Instant},
+    time::{self, Duration, Instant, SystemTime},
     xenstore,
 };
 
@@ -110,7 +111,8 @@ async fn main() {
     let mut memory = Memory::new(mib * 256);
     // Allocations come and go, so that free memory is not always the same.
     let mut heap: Vec<Vec<u8>> = Vec::new();
-    let mut previous = Instant::now();
+    let first = Instant::now();
+    let (mut previous, mut previous_wall) = (first, Duration::ZERO);
     let mut ticks = time::interval(period);
     for turn in 2u64.. {
         ticks.tick().await;
@@ -136,6 +138,10 @@ async fn main() {
         assert!(&text == b"granted", "the granted page is damaged");
         if turn.is_multiple_of(25) {
             (0..memory.pages()).for_each(|index| memory.verify(index));
+            let wall = SystemTime::now().since_epoch();
+            assert!(wall >= previous_wall, "the time of day has gone back");
+            previous_wall = wall;
+            say(format_args!("clocks {} {}", first.elapsed().as_millis(), wall.as_millis()));
             say(format_args!("turn {turn}"));
         }
     }
