@@ -78,7 +78,9 @@ impl Turn {
         let mut shell = std::process::Command::new("bash");
         shell.args(["-c", &format!("set -o pipefail; {script}")]);
         shell.env("FCAP", fcap.get_program());
-        fcap.get_envs().for_each(|(name, value)| drop(shell.env(name, value.unwrap_or_default())));
+        for (name, value) in fcap.get_envs() {
+            shell.env(name, value.unwrap_or_default());
+        }
         let output = shell.stdin(Stdio::null()).output().expect("there is a shell");
         cli::Output {
             code: output.status.code().unwrap_or(-1),
@@ -99,7 +101,8 @@ impl Turn {
     /// way.
     fn slow_move(&self, name: &str) -> Slow {
         let mut command = self.here.cloud_fcap(&["migrate", "--rate", SLOWLY, name, self.there.name()]);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut errors = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
         while !said.contains("tracked by") {
@@ -457,7 +460,8 @@ fn a_clone_is_a_second_capsule_with_its_own_name_addresses_and_randomness() {
     }
     let drawn = |node, name: &str| {
         let diary = Diary::read(node, name);
-        let said = diary.saying("resume Clone random ").last().unwrap_or_else(|| panic!("{name} is no clone"));
+        let said =
+            diary.saying("resume Clone random ").last().unwrap_or_else(|| panic!("{name} is no clone"));
         let (number, own) = said.split_once(' ').expect("a number and a name");
         assert_eq!(own, name);
         number.to_owned()
@@ -471,7 +475,8 @@ fn a_clone_is_a_second_capsule_with_its_own_name_addresses_and_randomness() {
     assert!(web2.ports.is_empty(), "its ports stay the first one's");
     for name in ["web", "web2"] {
         let url = format!("http://{name}/");
-        let load = t.here.fcap().call(&["run", "--rm", cli::image("load").to_str().unwrap(), "-n", "50", &url]);
+        let load =
+            t.here.fcap().call(&["run", "--rm", cli::image("load").to_str().unwrap(), "-n", "50", &url]);
         assert_eq!(load.code, 0, "{load:?}");
     }
 }

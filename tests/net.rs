@@ -409,7 +409,7 @@ fn a_networked_image_idles() {
 
 #[test]
 fn networked_images_are_small() {
-    for name in ["hello-http", "httpd", "kv", "proxy"] {
+    for name in ["hello-http", "httpd", "kv"] {
         let size = std::fs::metadata(cli::image(name)).unwrap().len();
         assert!(size <= 256 * 1024, "{name} has {size} bytes");
     }

@@ -235,7 +235,8 @@ impl Log {
         let end = inner.segments.front().map_or(inner.end, |first| first.start);
         for (at, (start, bytes)) in segments.iter().enumerate() {
             let len = output_len(bytes);
-            let whole = records(bytes).last().map_or(0, |(at, _, body)| at + HEAD + body.len()) == bytes.len();
+            let whole =
+                records(bytes).last().map_or(0, |(at, _, body)| at + HEAD + body.len()) == bytes.len();
             let next = segments.get(at + 1).map_or(end, |(next, _)| *next);
             if !whole || len == 0 || start.checked_add(len) != Some(next) {
                 return Err(bad());

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use fcap_api::Capsule;
-use fcap_api::migrate::{
-    Invitation, Migrate, MigrationIdentity, Moved, Precopy, Progress, Ticket,
-};
+use fcap_api::migrate::{Invitation, Migrate, MigrationIdentity, Moved, Precopy, Progress, Ticket};
 
 use crate::cli;
 use crate::rig::{Node, wait_until};
@@ -15,15 +13,13 @@ use crate::rig::{Node, wait_until};
 /// All that a node has of capsules: domains, interfaces, xenstore nodes, files, ports. A claim that
 /// a capsule has come stays on the disk where its source could not say that it knows.
 pub fn traces(node: &Node) -> anyhow::Result<Vec<String>> {
-    let found = node.sh(
-        "xl list | awk 'NR > 1 && $2 != 0 {print \"domain\", $2}'
+    let found = node.sh("xl list | awk 'NR > 1 && $2 != 0 {print \"domain\", $2}'
          ls /sys/class/net | sed -n 's/^vif/interface vif/p'
          xenstore-list /local/domain | sed '/^0$/d; s/^/xenstore domain /'
          xenstore-list /local/domain/0/backend/vif 2>/dev/null | sed 's/^/xenstore backend /'
          ls /var/lib/fcap/capsules | sed 's/^/file /'
          ls /var/lib/fcap/migrations | sed -n '/\\.out$\\|\\.begun$/s/^/move /p'
-         nft list map inet fcap published | sed -n '/elements/s/^[[:space:]]*/ports /p'",
-    )?;
+         nft list map inet fcap published | sed -n '/elements/s/^[[:space:]]*/ports /p'")?;
     Ok(found.lines().map(str::to_owned).collect())
 }
 
@@ -72,16 +68,20 @@ pub fn move_it(from: &Node, to: &Node, name: &str) -> anyhow::Result<Moved> {
 }
 
 /// Starts an image on a node, with published ports reachable on this computer.
-pub fn start(node: &Node, name: &str, options: &[&str], image: &str, args: &[&str]) -> anyhow::Result<Capsule> {
+pub fn start(
+    node: &Node,
+    name: &str,
+    options: &[&str],
+    image: &str,
+    args: &[&str],
+) -> anyhow::Result<Capsule> {
     let path = cli::image(image);
     let path = path.to_str().context("the tree's path is text")?;
     node.fcap().ok(&[&["run", "-d", "--name", name], options, &[path], args].concat());
     let capsule = find(node, name)?.context("it was started")?;
     node.publish(&capsule.ports)?;
     for port in &capsule.ports {
-        wait_until("the server answers", || {
-            Ok(TcpStream::connect(("127.0.0.1", port.host_port)).is_ok())
-        })?;
+        wait_until("the server answers", || Ok(TcpStream::connect(("127.0.0.1", port.host_port)).is_ok()))?;
     }
     Ok(capsule)
 }

@@ -8,10 +8,10 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use fcap_api::{Capsule, ErrorBody};
 use fcap_api::migrate::{
     IMAGE_MEDIA_TYPE, Invitation, Migrate, MigrationIdentity, PROGRESS_MEDIA_TYPE, SaveMode, Ticket,
 };
+use fcap_api::{Capsule, ErrorBody};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use tokio::sync::mpsc;

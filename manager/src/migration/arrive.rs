@@ -18,8 +18,8 @@ use xen_proto::frame::{Mfn, Pfn};
 use xen_proto::suspend;
 
 use super::journal::{Attempt, Begun, In, Journal};
-use super::tls::{Fingerprint, Reader, Writer};
 use super::luggage::{self, LOG_END};
+use super::tls::{Fingerprint, Reader, Writer};
 use super::{Passport, UnderWay, describe};
 use crate::capsule::Capsule;
 use crate::capsule::driver::{Begin, Driver};
@@ -48,17 +48,19 @@ pub(super) fn receive(
         source: from.to_string(),
         saved: host.saved.clone(),
     };
-    let received =
-        Stream::connection(&mut reader, &mut writer, Options::default()).map_err(|error| describe(&error)).and_then(
-            |stream| match stream.header().id == attempt && stream.header().reason == Reason::Migrate {
+    let received = Stream::connection(&mut reader, &mut writer, Options::default())
+        .map_err(|error| describe(&error))
+        .and_then(|stream| {
+            match stream.header().id == attempt && stream.header().reason == Reason::Migrate {
                 true => stream.receive(&mut host, &mut claim).map_err(|failure| describe(&failure.error)),
                 false => Err("it is not the attempt that the ticket is for".into()),
-            },
-        );
+            }
+        });
     match received {
         Ok(mut arrival) if arrival.state == DestinationState::Done => {
             // Who could not be taken up has said so.
-            let taken_up = arrival.domain.taken_up.take().and_then(|taken_up| runtime.block_on(taken_up).ok());
+            let taken_up =
+                arrival.domain.taken_up.take().and_then(|taken_up| runtime.block_on(taken_up).ok());
             if let Some(Ok(capsule)) = taken_up
                 && let Err(error) = luggage::receive(daemon, runtime, &capsule, &mut reader, &mut writer)
             {

@@ -55,8 +55,12 @@ async fn a_capsule_moves_with_what_it_knows_and_comes_back() {
     let after: Capsule = b.get("/capsules/clock").await;
     assert_eq!((after.id, after.state, after.created_ms), (before.id, State::Running, before.created_ms));
     let text = b.logs("clock", "?follow=true").await.read_until("tick 15\n").await;
-    let ticks: Vec<u32> = text.lines().map(|line| line.strip_prefix("tick ").unwrap().parse().unwrap()).collect();
-    assert!(ticks.iter().copied().eq(ticks[0]..ticks[0] + ticks.len() as u32), "it goes on where it was: {text}");
+    let ticks: Vec<u32> =
+        text.lines().map(|line| line.strip_prefix("tick ").unwrap().parse().unwrap()).collect();
+    assert!(
+        ticks.iter().copied().eq(ticks[0]..ticks[0] + ticks.len() as u32),
+        "it goes on where it was: {text}"
+    );
     // Once all has followed that it had, its whole log is there, and it can be started again.
     until("its log is there", async || {
         b.logs("clock", "?follow=true").await.read_until("tick 15\n").await.starts_with("tick 1\n")

@@ -266,8 +266,11 @@ impl Pair {
     }
 }
 
+/// Milliseconds in all, without the application, and without an answer to a client; what was told.
+type Way = (f64, f64, Option<f64>, (Vec<Round>, Moved));
+
 /// The mean of both ways.
-fn trip(ways: Vec<(f64, f64, Option<f64>, (Vec<Round>, Moved))>) -> Trip {
+fn trip(ways: Vec<Way>) -> Trip {
     let client: Option<Vec<f64>> = ways.iter().map(|way| way.2).collect();
     Trip {
         total_ms: mean(ways.iter().map(|way| way.0)),

@@ -98,7 +98,9 @@ pub fn run(times: u32, seed: u64) -> anyhow::Result<()> {
     for (fault, (moved, stayed)) in counts {
         println!("{fault:<16} {moved:>4} moved all the same, {stayed:>4} stayed");
     }
-    println!("{times} moves with faults: one copy lived after each, nothing was left behind, the next one worked");
+    println!(
+        "{times} moves with faults: one copy lived after each, nothing was left behind, the next one worked"
+    );
     Ok(())
 }
 
@@ -165,7 +167,8 @@ fn with_kill(from: &Node, to: &Node, fault: Fault, ticket: Ticket, delay: Durati
 /// The client goes away.
 fn interrupted(from: &Node, to: &Node, delay: Duration) -> anyhow::Result<()> {
     let mut client = from.cloud_fcap(&["migrate", "-q", NAME, to.name()]);
-    let mut client = client.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
+    let mut client =
+        client.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
     std::thread::sleep(delay);
     client.kill()?;
     client.wait()?;

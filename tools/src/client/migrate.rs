@@ -1,10 +1,10 @@
 //! Capsules that move, and their images.
 
 use super::{Client, ClientError, MAX_EVENT, REQUEST, Result};
-use fcap_api::{Capsule, ErrorBody};
 use fcap_api::migrate::{
     IMAGE_MEDIA_TYPE, Invitation, Migrate, MigrationIdentity, Progress, SaveMode, Ticket,
 };
+use fcap_api::{Capsule, ErrorBody};
 use reqwest::{Method, Response};
 
 impl Client {
