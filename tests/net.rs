@@ -286,8 +286,9 @@ fn a_guest_can_use_only_its_own_addresses() {
         &["--name", "spoofer"],
         &format!(
             "try() {{ what=$1; shift; if \"$@\" >/dev/null 2>&1; then echo \"$what: reached\"; else echo \"$what: not reached\"; fi; }}\n\
-             try own wget -q -T 10 -O - http://{web}/\n\
-             try dom0 wget -q -T 3 -O - http://$gateway:7070/v1/version\n\
+             page() {{ printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w $3 $1 $2 | grep -q HTTP/; }}\n\
+             try own page {web} 80 10\n\
+             try dom0 page $gateway 7070 3\n\
              try name nslookup web $gateway\n\
              ip addr add 10.88.1.250/16 dev eth0\n\
              try foreign-ip ping -c 2 -W 1 -I 10.88.1.250 {web}\n\
