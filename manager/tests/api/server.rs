@@ -113,8 +113,18 @@ impl Server {
         path: &str,
         body: impl Into<reqwest::Body>,
     ) -> Response {
+        self.try_request(method, path, body).await.unwrap()
+    }
+
+    /// The same where the server may break off before it has begun to answer.
+    pub(crate) async fn try_request(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> reqwest::Result<Response> {
         let request = self.client.request(method, format!("http://node/v1{path}")).body(body);
-        tokio::time::timeout(PATIENCE, request.send()).await.expect("it answers").unwrap()
+        tokio::time::timeout(PATIENCE, request.send()).await.expect("it answers")
     }
 
     pub(crate) async fn ok<T: DeserializeOwned>(&self, method: Method, path: &str, body: Value) -> T {
