@@ -27,6 +27,7 @@
 //! | [`policy`] | when to stop the domain |
 //! | [`wire`], [`negotiate`], `stream`, `link` | records, versions, framing, the clock of a link |
 //! | [`page`], [`bitmap`], `compress`, `rate` | page tables, sets of pages, packing, a limit on bytes |
+//! | [`sums`] | whether a page is still as it was sent |
 //! | `sender`, `receiver` | pages of a round: threads and buffers |
 //! | [`verify`] | an independent reader of stream files |
 //! | [`sim`] | domains in memory |
@@ -59,6 +60,7 @@ mod sender;
 pub mod sim;
 pub mod source;
 mod stream;
+pub mod sums;
 pub mod verify;
 pub mod wire;
 

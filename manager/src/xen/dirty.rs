@@ -5,10 +5,12 @@
 //! written since the last one, without help of the guest and without shadow page tables. The
 //! domain must be held meanwhile.
 //!
-//! The bits do not tell of writes by others: by Xen (page tables, which it changes for the
-//! guest), by backends through grants, by the toolstack. Nor do they tell of writes through an
-//! entry that was made and removed between two looks; entries that a look has seen and the next
-//! one finds changed count as written through, which covers mappings that last.
+//! The bits do not tell of writes by others: by Xen (page tables and descriptors, which it changes
+//! for the guest), by backends through grants, by the toolstack. Nor do they tell of writes
+//! through an entry that was made and removed between two looks, as Linux makes one to change its
+//! own code when it suspends; entries that a look has seen and the next one finds changed count as
+//! written through, which covers mappings that last. So they say well what to send while the guest
+//! runs, but not that a page is unchanged: whoever relies on that has to compare.
 
 use std::{collections::HashMap, io};
 
@@ -45,9 +47,8 @@ pub struct DirtyBits {
 }
 
 impl DirtyBits {
-    /// Reports the pages that were written since the last look. If `clear`, the domain is held, and
-    /// it is looked for new writes from now on. Otherwise it is the last look, and page tables are
-    /// reported, too, which Xen writes to.
+    /// Reports the pages that were written since the last look, and looks for new writes from now
+    /// on. The domain is held.
     ///
     /// # Errors
     /// If Xen refuses.
@@ -57,26 +58,19 @@ impl DirtyBits {
         domid: u32,
         p2m: &P2m,
         m2p: &M2p,
-        clear: bool,
         report: &mut dyn FnMut(u64),
     ) -> io::Result<()> {
         let mut lowest = Vec::new();
         // Rewriting an entry of the second level has Xen flush what processors remember.
         let mut second = None;
-        let present: Vec<(u64, u64)> =
-            (0..p2m.len()).filter_map(|page| Some((page, p2m.frame(page)?))).collect();
-        for pages in present.chunks(TYPES_MAX) {
+        for pages in p2m.present().chunks(TYPES_MAX) {
             let frames: Vec<u64> = pages.iter().map(|&(_, frame)| frame).collect();
             let types = host.hypercalls.page_types(domid, &frames)?;
-            for (&(page, frame), page_type) in pages.iter().zip(types) {
+            for (frame, page_type) in frames.into_iter().zip(types) {
                 match level(page_type) {
-                    0 => continue,
                     1 => lowest.push(frame),
                     2 => second = Some(frame),
                     _ => {}
-                }
-                if !clear {
-                    report(page);
                 }
             }
         }
@@ -114,7 +108,7 @@ impl DirtyBits {
             }
         }
         self.writable = writable;
-        if clear && !updates.is_empty() {
+        if !updates.is_empty() {
             if let Some(frame) = second
                 && let Some(flush) = flush(host, domid, frame)?
             {

@@ -77,6 +77,12 @@ impl P2m {
         self.frames.get(usize::try_from(page).ok()?).copied().filter(|&frame| frame != Self::NONE)
     }
 
+    /// The pages that have memory, each with its frame.
+    pub fn present(&self) -> Vec<(u64, u64)> {
+        let pages = (0u64..).zip(self.frames.iter().copied());
+        pages.filter(|&(_, frame)| frame != Self::NONE).collect()
+    }
+
     /// Which of the pages a frame is behind.
     pub fn page_of(&self, m2p: &M2p, frame: u64) -> Option<u64> {
         m2p.get(frame).filter(|&page| self.frame(page) == Some(frame))

@@ -5,7 +5,7 @@
 //! removes it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     mem::offset_of,
     sync::{
@@ -71,6 +71,35 @@ pub(super) struct XenIncoming {
     finished: Option<Arc<XenDomain>>,
     steps: Steps,
     kept: bool,
+}
+
+/// What is left to do about pins in the end.
+#[derive(Debug, PartialEq, Eq)]
+struct Pins {
+    /// Tables to be pinned.
+    lacking: Vec<(u64, Level)>,
+    /// Those to be let go of afterwards: they are held by tables above them.
+    needless: Vec<u64>,
+}
+
+impl Pins {
+    /// `pinned` are tables of level 1 that were pinned beforehand, whose content is the last one.
+    fn new(tables: &[Table], pinned: &BTreeSet<u64>) -> Self {
+        let of_domain: BTreeMap<u64, Level> = tables
+            .iter()
+            .filter_map(|table| match table.page_type {
+                PageType::Table { level, pinned: true } => Some((table.pfn.0, level)),
+                _ => None,
+            })
+            .collect();
+        // Xen refuses to pin a table once more. Linux has most of level 1 pinned itself.
+        let is_done = |page, level| level == Level::L1 && pinned.contains(page);
+        let lacking = of_domain.iter().filter(|&(page, &level)| !is_done(page, level));
+        Self {
+            lacking: lacking.map(|(&page, &level)| (page, level)).collect(),
+            needless: pinned.iter().copied().filter(|page| !of_domain.contains_key(page)).collect(),
+        }
+    }
 }
 
 fn refused(cause: RefusalCause, message: String) -> DomainError {
@@ -250,6 +279,8 @@ impl XenIncoming {
         }
         let pages: Vec<u64> =
             absent.iter().flat_map(|range| range.first.0..range.first.0 + range.count).collect();
+        // What is pinned stays the domain's.
+        self.unpin(&pages.iter().copied().map(Pfn).collect::<Vec<_>>())?;
         let mut frames = self.frames(pages.iter().copied())?;
         let taken = self.host().hypercalls.take_pages(self.domid, &mut frames);
         taken.map_err(failed("taking back of memory"))?;
@@ -259,28 +290,14 @@ impl XenIncoming {
 
     /// Has Xen check the page tables.
     fn pin(&mut self, tables: &[Table]) -> DomainResult<()> {
-        let op = |table: &Table| match table.page_type {
-            PageType::Table { level, pinned: true } => {
-                Some((TableOp::Pin(level as u8), self.frame(table.pfn.0)?))
-            }
-            _ => None,
-        };
-        let ops: Vec<_> = tables.iter().filter_map(op).collect();
+        let pinned = self.pinned.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let pins = Pins::new(tables, &std::mem::take(pinned));
         let hypercalls = &self.host().hypercalls;
+        let pin = |&(page, level)| Some((TableOp::Pin(level as u8), self.frame(page)?));
+        let ops: Vec<_> = pins.lacking.iter().filter_map(pin).collect();
         hypercalls.table_ops(self.domid, &ops).map_err(failed("check of the domain's page tables"))?;
-        // Those that were pinned beforehand are held by the upper ones now; what the domain itself
-        // keeps stays pinned.
-        let own: BTreeSet<u64> = tables
-            .iter()
-            .filter(|table| matches!(table.page_type, PageType::Table { pinned: true, .. }))
-            .map(|table| table.pfn.0)
-            .collect();
-        let mut pinned = self.pinned.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let ops: Vec<_> = std::mem::take(&mut *pinned)
-            .into_iter()
-            .filter(|page| !own.contains(page))
-            .filter_map(|page| Some((TableOp::Unpin, self.frame(page)?)))
-            .collect();
+        let unpin = |&page| Some((TableOp::Unpin, self.frame(page)?));
+        let ops: Vec<_> = pins.needless.iter().filter_map(unpin).collect();
         hypercalls.table_ops(self.domid, &ops).map_err(failed("release of page tables"))
     }
 
@@ -544,6 +561,23 @@ impl Incoming for XenIncoming {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_are_pinned_once_and_only_those_that_the_domain_has_pinned() {
+        let table =
+            |page, level, pinned| Table { pfn: Pfn(page), page_type: PageType::Table { level, pinned } };
+        let tables = [
+            table(1, Level::L1, false),
+            table(2, Level::L1, true),
+            table(3, Level::L1, false),
+            table(4, Level::L1, true),
+            table(5, Level::L2, false),
+            table(6, Level::L4, true),
+        ];
+        let pins = Pins::new(&tables, &BTreeSet::from([1, 2]));
+        let lacking = vec![(4, Level::L1), (6, Level::L4)];
+        assert_eq!(pins, Pins { lacking, needless: vec![1] });
+    }
 
     #[test]
     fn memory_is_zero_unless_xen_was_told_not_to_clear_it() {

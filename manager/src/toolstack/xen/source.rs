@@ -178,6 +178,8 @@ pub(super) trait Tracker: DirtySource + Send + Sync {
     fn hints(&mut self, hints: &mut Hints) -> DomainResult<()>;
     /// For those who look themselves: what the suspended domain's last words are.
     fn suspended(&mut self, start_info: u64);
+    /// What is about to be sent of a page.
+    fn was_read(&self, _page: Pfn, _page_type: PageType, _content: &Page) {}
 }
 
 impl XenSource {
@@ -290,12 +292,13 @@ impl SourceDomain for XenSource {
         let kinds =
             host.hypercalls.page_types(domid, &frames).map_err(failed("asking Xen for page types"))?;
         for (index, ((page, page_type), kind)) in pages.iter_mut().zip(types).zip(kinds).enumerate() {
-            if !there[index] {
-                *page_type = PageType::Absent;
-                continue;
-            }
-            mapping.read(index * PAGE_SIZE, page);
-            *page_type = page_type_of(kind);
+            *page_type = if there[index] {
+                mapping.read(index * PAGE_SIZE, page);
+                page_type_of(kind)
+            } else {
+                PageType::Absent
+            };
+            self.dirty.was_read(pfns[index], *page_type, page);
         }
         Ok(())
     }

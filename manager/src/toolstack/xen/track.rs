@@ -3,17 +3,22 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use fcap_migrate::bitmap::PageBitmap;
-use fcap_migrate::domain::{DirtySource, DomainError, DomainResult, Hints, PfnRange};
+use fcap_migrate::domain::{DirtySource, DomainError, DomainResult, Hints, Page, PfnRange};
+use fcap_migrate::page::PageType;
+use fcap_migrate::sums::Sums;
 use xen_proto::{
     console::{GUEST_SUSPENDS, HOST_TRACK, NO_TRACKING},
     dirty as contract,
-    frame::Pfn,
+    frame::{PAGE_SIZE, Pfn},
 };
 
 use super::source::{Tracker, View, failed, nonsense, toolstack_failed};
 use crate::{
     toolstack::Tracking,
-    xen::{dirty, sys::Mapping},
+    xen::{
+        dirty,
+        sys::{Mapping, TYPES_MAX},
+    },
 };
 
 /// How long a capsule has to answer.
@@ -100,7 +105,7 @@ impl GuestAssisted {
             page: tracking_page,
             bitmaps: bitmaps.map_err(failed("mapping of the capsule's bitmaps"))?,
             words: contract::bitmap_words(head.pages),
-            stride: frames as usize * xen_proto::frame::PAGE_SIZE,
+            stride: frames as usize * PAGE_SIZE,
             round: 0,
         })
     }
@@ -187,25 +192,34 @@ impl Tracker for GuestAssisted {
     fn suspended(&mut self, _start_info: u64) {}
 }
 
-/// dom0 looks at the page tables.
+/// dom0 looks at the page tables while the domain runs, and in the end at all its memory: what the
+/// bits say is not enough to leave a page out.
 struct DirtyBits {
     view: Arc<View>,
     bits: dirty::DirtyBits,
     /// Pages that others could write to at the last look.
     granted: BTreeSet<u64>,
+    /// Of what was last sent of each page.
+    sums: Sums,
     start_info: Option<u64>,
 }
 
 impl DirtyBits {
     fn new(view: Arc<View>) -> Self {
-        Self { view, bits: dirty::DirtyBits::default(), granted: BTreeSet::new(), start_info: None }
+        Self {
+            view,
+            bits: dirty::DirtyBits::default(),
+            granted: BTreeSet::new(),
+            sums: Sums::default(),
+            start_info: None,
+        }
     }
 
-    fn look(&mut self, clear: bool) -> DomainResult<BTreeSet<u64>> {
+    fn look(&mut self) -> DomainResult<BTreeSet<u64>> {
         let view = self.view.clone();
         let mut found = std::mem::take(&mut self.granted);
         let (host, domid, p2m, m2p) = (view.host(), view.domid(), view.p2m(), &*view.m2p);
-        let looked = self.bits.look(host, domid, p2m, m2p, clear, &mut |page| {
+        let looked = self.bits.look(host, domid, p2m, m2p, &mut |page| {
             found.insert(page);
         });
         looked.map_err(failed("reading of the domain's page tables"))?;
@@ -223,9 +237,35 @@ impl DirtyBits {
         use super::Domain;
         let view = self.view.clone();
         view.domain.pause().map_err(toolstack_failed)?;
-        let found = self.look(true);
+        let found = self.look();
         view.host().hypercalls.unpause(view.domid()).map_err(failed("unpausing of the domain"))?;
         found
+    }
+
+    /// The pages that are not data with the content that was last sent. The domain is suspended.
+    fn changed(&self) -> DomainResult<Vec<u64>> {
+        let (host, domid) = (self.view.host(), self.view.domid());
+        let mut changed = Vec::new();
+        let mut content = [0; PAGE_SIZE];
+        for pages in self.view.p2m().present().chunks(TYPES_MAX) {
+            let frames: Vec<u64> = pages.iter().map(|&(_, frame)| frame).collect();
+            let types = host.hypercalls.page_types(domid, &frames);
+            let types = types.map_err(failed("asking Xen for page types"))?;
+            let (memory, there) = host
+                .foreign
+                .map_what_is_there(domid, &frames)
+                .map_err(failed("mapping of the domain's memory"))?;
+            for (index, (&(page, _), page_type)) in pages.iter().zip(types).enumerate() {
+                let is_same = there[index] && dirty::level(page_type) == 0 && {
+                    memory.read(index * PAGE_SIZE, &mut content);
+                    self.sums.is_same(Pfn(page), &content)
+                };
+                if !is_same {
+                    changed.push(page);
+                }
+            }
+        }
+        Ok(changed)
     }
 }
 
@@ -239,6 +279,7 @@ impl DirtySource for DirtyBits {
     }
 
     fn begin(&mut self) -> DomainResult<()> {
+        self.sums = Sums::new(self.view.p2m().len());
         self.look_at_running().map(drop)
     }
 
@@ -248,7 +289,7 @@ impl DirtySource for DirtyBits {
     }
 
     fn take_last(&mut self, dirty: &mut PageBitmap) -> DomainResult<()> {
-        insert(dirty, self.look(false)?);
+        insert(dirty, self.changed()?);
         insert(dirty, ours(&self.view, self.start_info)?);
         Ok(())
     }
@@ -265,6 +306,10 @@ impl Tracker for DirtyBits {
 
     fn suspended(&mut self, start_info: u64) {
         self.start_info = Some(start_info);
+    }
+
+    fn was_read(&self, page: Pfn, page_type: PageType, content: &Page) {
+        self.sums.note(page, page_type, content);
     }
 }
 
