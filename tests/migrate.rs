@@ -402,7 +402,8 @@ fn a_saved_capsule_goes_on_from_its_file() {
     let said = t.ok(&["stream", "verify", file]);
     assert!(said.text().contains("good"), "{said:?}");
     // It has zero and free memory, which takes no room.
-    assert!(std::fs::metadata(&path).unwrap().len() < 6 << 20);
+    let len = std::fs::metadata(&path).unwrap().len();
+    assert!(len < 6 << 20, "{len} bytes");
     t.refused(&["restore", file], &["guest"]);
     t.ok(&["save", "guest", file]);
     nothing_left(t.here).unwrap();
@@ -460,8 +461,10 @@ fn a_clone_is_a_second_capsule_with_its_own_name_addresses_and_randomness() {
     }
     let drawn = |node, name: &str| {
         let diary = Diary::read(node, name);
-        let said =
-            diary.saying("resume Clone random ").last().unwrap_or_else(|| panic!("{name} is no clone"));
+        let said = diary
+            .saying("resume Cloned random ")
+            .last()
+            .unwrap_or_else(|| panic!("{name} is no clone: {diary:?}"));
         let (number, own) = said.split_once(' ').expect("a number and a name");
         assert_eq!(own, name);
         number.to_owned()

@@ -8,7 +8,6 @@ use std::time::Duration;
 use axum::body::Bytes;
 use fcap_api::migrate::{DirtyTracking, Migrate, MoveStep, Moved, Precopy, Progress, Round, SaveMode};
 use fcap_api::{Action, ErrorBody};
-use fcap_migrate::MigrateError;
 use fcap_migrate::domain::{
     Description, DirtySource, DomainError, DomainResult, Hints, Page, SourceDomain, State,
 };
@@ -18,6 +17,7 @@ use fcap_migrate::policy::PrecopyPolicy;
 use fcap_migrate::progress::{MigrateStats, Progress as Step, RoundStats};
 use fcap_migrate::source::{self, Options};
 use fcap_migrate::wire::Reason;
+use fcap_migrate::{Compression, MigrateError};
 use tokio::sync::{mpsc, oneshot};
 use xen_proto::frame::{Mfn, Pfn};
 
@@ -27,7 +27,7 @@ use super::luggage::{self, LOG_END};
 use super::tls::{Fingerprint, Reader, Writer};
 use super::{ASK, BUSY, GONE, MOVE, Passport, RELEASED, TAKEN, arrive, describe};
 use crate::capsule::console::Console;
-use crate::capsule::{Capsule, Command};
+use crate::capsule::{Capsule, Command, Phase};
 use crate::daemon::{Daemon, blocking};
 use crate::error::{Error, Result};
 use crate::log::Log;
@@ -177,11 +177,18 @@ pub async fn migrate(
         let (outcome, last) = match result {
             Ok(Travelled::Refrained) => (Some(Outcome::Kept), Progress::Possible),
             Ok(Travelled::Arrived(stats, (mut reader, mut writer))) => {
+                // Its log is removed with it, so it is read first.
+                let log = capsule.log.segments();
+                let mut phase = capsule.phase();
                 capsule.tell(Command::Left(Outcome::Moved(peer.node.clone())));
                 let config = &leaving.saved.config;
-                if let Err(error) = luggage::send(&daemon, config, &capsule.log, &mut reader, &mut writer) {
+                let sent = log.and_then(|log| luggage::send(&daemon, config, &log, &mut reader, &mut writer));
+                if let Err(error) = sent {
                     tracing::warn!(capsule = %capsule.id, %error, "not all of its log and images has gone with it");
                 }
+                // Whoever is told finds nothing of it here. Its driver may be gone already.
+                let gone = phase.wait_for(|phase| matches!(phase, Phase::Gone(_)));
+                let _ = daemon.runtime().block_on(gone);
                 return tell(Progress::Done(moved(peer.node.clone(), &stats)));
             }
             Err((error, SourceState::HandedOver)) => {
@@ -506,7 +513,12 @@ pub async fn save(
     };
     // Each further round would put pages into the image a second time.
     let policy = PrecopyPolicy { max_rounds: 1, ..PrecopyPolicy::default() };
-    let options = Options { policy, ..Options::default() };
+    let compression = match mode {
+        // A file takes its room for longer than it takes to write.
+        SaveMode::Save | SaveMode::Checkpoint => Compression::Lz4,
+        SaveMode::Clone => Compression::Adaptive,
+    };
+    let options = Options { policy, compression, ..Options::default() };
     let leaving = ask_to_leave(capsule, &options).await?;
     let (sender, receiver) = mpsc::channel(PIECES);
     let guard = CancelOnDrop(Options { cancel: options.cancel.clone(), ..Options::default() });

@@ -52,15 +52,14 @@ fn files(config: &Config) -> impl Iterator<Item = &String> {
     std::iter::once(&config.image).chain(&config.initrd)
 }
 
-/// Sends it.
+/// Sends it: the segments of the log, and what of the files the destination asks for.
 pub(super) fn send(
     daemon: &Daemon,
     config: &Config,
-    log: &Log,
+    segments: &[(u64, Vec<u8>)],
     reader: &mut Reader,
     writer: &mut Writer,
 ) -> io::Result<()> {
-    let segments = log.segments()?;
     let segments = &segments[segments.len().saturating_sub(usize::from(MAX_SEGMENTS))..];
     write_all(writer, &[segments.len() as u8], PATIENCE)?;
     for (start, bytes) in segments {

@@ -9,11 +9,11 @@ use super::guest::Guest;
 use crate::rig::{self, Node};
 use crate::stats::{median, summary};
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 7;
 const PORT: u16 = 6379;
 /// Command, commands sent at a time, and how many in all.
 const LOADS: [(&str, u32, u32); 4] =
-    [("get", 1, 8_000), ("set", 1, 8_000), ("get", 16, 60_000), ("set", 16, 60_000)];
+    [("get", 1, 4_000), ("set", 1, 4_000), ("get", 16, 30_000), ("set", 16, 30_000)];
 
 /// Runs the benchmark and returns its line of JSON: of the four loads the worst ratios, and those
 /// of each.
