@@ -92,10 +92,11 @@ pub fn clear(node: &Node) -> anyhow::Result<()> {
     for id in fcap.ok(&["ps", "-a", "-q"]).text().lines() {
         fcap.ok(&["rm", "-f", id]);
     }
-    node.publish_only(&[])
+    node.unpublish_others(&[])
 }
 
 /// What `guest-suspend` has written.
+#[derive(Debug)]
 pub struct Diary(Vec<String>);
 
 impl Diary {

@@ -118,9 +118,9 @@ impl Node {
         Ok(self.cloud.0.publish(&self.node.name, ports)?)
     }
 
-    /// The same, and no others.
-    pub fn publish_only(&self, ports: &[PublishedPort]) -> anyhow::Result<()> {
-        Ok(self.cloud.0.publish_only(&self.node.name, ports)?)
+    /// Has no other ports of this computer than these lead to it any more.
+    pub fn unpublish_others(&self, ports: &[PublishedPort]) -> anyhow::Result<()> {
+        Ok(self.cloud.0.unpublish_others(&self.node.name, ports)?)
     }
 
     /// Keeps dom0 on the first processor and a guest on the second.

@@ -386,16 +386,16 @@ impl Cloud {
     /// before it are reachable then.
     pub fn publish(&self, node: &str, ports: &[PublishedPort]) -> Result<()> {
         let (node, folder) = self.node(node)?;
-        ports::set(&folder, &node, ports, false)
+        ports::add(&folder, &node, ports)
     }
 
-    /// As [`Cloud::publish`], and no other port leads to the node any more.
+    /// Has no other ports of this computer than these lead to a node any more.
     ///
     /// # Errors
-    /// As [`Cloud::publish`].
-    pub fn publish_only(&self, node: &str, ports: &[PublishedPort]) -> Result<()> {
+    /// When there is no such node, or its QEMU does not answer.
+    pub fn unpublish_others(&self, node: &str, ports: &[PublishedPort]) -> Result<()> {
         let (node, folder) = self.node(node)?;
-        ports::set(&folder, &node, ports, true)
+        ports::retain(&folder, &node, ports)
     }
 
     /// Ends one node.

@@ -70,7 +70,7 @@ impl Forwards {
             let running = capsules.into_iter().filter(|capsule| capsule.domid.is_some());
             let ports: Vec<PublishedPort> = running.flat_map(|capsule| capsule.ports).collect();
             let (cloud, name) = (cloud.clone(), name.clone());
-            blocking(move || cloud.publish_only(&name, &ports)).await?;
+            blocking(move || cloud.unpublish_others(&name, &ports)).await?;
         }
         Ok(())
     }

@@ -30,6 +30,13 @@ pub(super) struct Forward {
     pub(super) inner: u16,
 }
 
+impl Forward {
+    /// A published port is the same here and on the node.
+    fn of(port: &PublishedPort) -> Self {
+        Self { protocol: port.protocol, outer: port.host_port, inner: port.host_port }
+    }
+}
+
 /// Reads QEMU's table.
 pub(super) fn forwards(table: &str) -> Vec<Forward> {
     lines(table).map(|(forward, _)| forward).collect()
@@ -70,30 +77,33 @@ pub(super) fn widen(qemu: u32, table: &str) {
     }
 }
 
-/// Forwards these ports, and with `only` no others.
-pub(super) fn set(folder: &Path, node: &Node, ports: &[PublishedPort], only: bool) -> Result<()> {
+/// Forwards these ports too.
+pub(super) fn add(folder: &Path, node: &Node, ports: &[PublishedPort]) -> Result<()> {
     let mut qmp = Qmp::connect(&node.name, &folder.join("qmp"))?;
-    let mut present = forwards(&qmp.monitor(TABLE)?);
-    // Those of the node itself are nobody's to take.
-    present.retain(|forward| forward.outer != node.port && Some(forward.outer) != node.shell_port);
-    let wanted: Vec<Forward> = ports
-        .iter()
-        .map(|port| Forward { protocol: port.protocol, outer: port.host_port, inner: port.host_port })
-        .collect();
-    if only {
-        for forward in present.iter().filter(|forward| !wanted.contains(forward)) {
-            let Forward { protocol, outer, .. } = forward;
-            qmp.monitor(&format!("hostfwd_remove {NETDEV} {protocol}:127.0.0.1:{outer}"))?;
-        }
-    }
-    for forward in wanted.into_iter().filter(|forward| !present.contains(forward)) {
-        add(&mut qmp, node, forward)?;
+    let present = forwards(&qmp.monitor(TABLE)?);
+    for forward in ports.iter().map(Forward::of).filter(|forward| !present.contains(forward)) {
+        add_one(&mut qmp, node, forward)?;
     }
     widen(node.pid, &qmp.monitor(TABLE)?);
     Ok(())
 }
 
-fn add(qmp: &mut Qmp, node: &Node, forward: Forward) -> Result<()> {
+/// Forwards no other ports than these any more.
+pub(super) fn retain(folder: &Path, node: &Node, ports: &[PublishedPort]) -> Result<()> {
+    let mut qmp = Qmp::connect(&node.name, &folder.join("qmp"))?;
+    let wanted: Vec<Forward> = ports.iter().map(Forward::of).collect();
+    for forward in forwards(&qmp.monitor(TABLE)?) {
+        let Forward { protocol, outer, .. } = forward;
+        // Those of the node itself are nobody's to take.
+        let is_the_nodes = outer == node.port || Some(outer) == node.shell_port;
+        if !is_the_nodes && !wanted.contains(&forward) {
+            qmp.monitor(&format!("hostfwd_remove {NETDEV} {protocol}:127.0.0.1:{outer}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn add_one(qmp: &mut Qmp, node: &Node, forward: Forward) -> Result<()> {
     let Forward { protocol, outer, inner } = forward;
     let command = format!("hostfwd_add {NETDEV} {protocol}:127.0.0.1:{outer}-:{inner}");
     // It says something only if it fails, and then not why.

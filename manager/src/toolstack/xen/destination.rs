@@ -421,7 +421,8 @@ impl XenIncoming {
         let keep = console.flags() & (HOST_STDIN | HOST_EOF);
         let is_late = self.arrival.is_capsule && !self.known.load(Ordering::Relaxed);
         let late = if is_late { HOST_NO_STORE } else { 0 };
-        console.change_flags(keep | late | self.arrival.reason.bits(), !keep);
+        let flags = keep | late | self.arrival.reason.bits();
+        console.change_flags(flags, !flags);
         if self.arrival.is_capsule {
             console.write_resume(&self.records(states));
         }
