@@ -47,6 +47,9 @@ struct Args {
     /// Pre-built capsules to hold ready for each image in recent use
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     pool: u32,
+    /// Domains without memory, but with a network interface, to hold ready once a capsule with a network was started
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    shells: u32,
     /// Most bytes of each capsule's log
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = clap::value_parser!(u64).range(MIN_BYTES..))]
     log_bytes: u64,
@@ -86,7 +89,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         (Arc::new(World::new(2, 1 << 20).toolstack(signals.sink())), Arc::<net::sim::Sim>::default())
     } else {
         let network = net::linux::Linux::new().context("failed to open the network; is nft installed?")?;
-        (real_toolstack(&signals)?, Arc::new(network))
+        (real_toolstack(&signals, args.shells)?, Arc::new(network))
     };
     let options = Options { log_bytes: args.log_bytes, image_bytes, pool: args.pool };
     let daemon = Daemon::start(toolstack, fabric, signals, store, identity, options).await?;
@@ -125,13 +128,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 #[cfg(feature = "xen")]
-fn real_toolstack(signals: &Arc<Signals>) -> anyhow::Result<Arc<dyn Toolstack>> {
-    let toolstack = fcap_manager::toolstack::xen::Xen::new(signals.sink());
+fn real_toolstack(signals: &Arc<Signals>, shells: u32) -> anyhow::Result<Arc<dyn Toolstack>> {
+    let toolstack = fcap_manager::toolstack::xen::Xen::new(signals.sink(), shells);
     Ok(Arc::new(toolstack.context("failed to open the hypervisor; is this dom0?")?))
 }
 
 #[cfg(not(feature = "xen"))]
-fn real_toolstack(_: &Arc<Signals>) -> anyhow::Result<Arc<dyn Toolstack>> {
+fn real_toolstack(_: &Arc<Signals>, _: u32) -> anyhow::Result<Arc<dyn Toolstack>> {
     anyhow::bail!("this fcapd was built without Xen; it can only --simulate")
 }
 

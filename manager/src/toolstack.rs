@@ -291,7 +291,8 @@ pub trait Toolstack: Send + Sync {
     fn incoming(&self, arrival: Arrival, description: &Description) -> DomainResult<Box<dyn Incoming>>;
 
     /// Holds `size` domains ready for each of the specs most recently created (as many as the
-    /// implementation finds sensible); 0 destroys them.
+    /// implementation finds sensible); 0 destroys them, and whatever else is held ready until it
+    /// is needed again.
     fn set_pool(&self, size: u32) -> Result<()>;
 
     /// Domains that are ready in the pool.

@@ -7,6 +7,7 @@
 //! | [`xenstore`] | requests and watches over xenstored's socket |
 //! | [`layout`] | where everything goes in a new domain's memory; its page tables |
 //! | [`builder`] | makes a domain, step by step |
+//! | [`shell`] | a domain without memory, with a network interface, for a capsule to come |
 //! | [`console`] | the console page of a running domain, whose content is hostile |
 //! | [`vif`] | network interfaces in xenstore |
 //! | [`events`] | waits for event channels and for domains that end |
@@ -23,6 +24,7 @@ pub mod layout;
 pub mod m2p;
 pub mod p2m;
 pub mod shared_info;
+pub mod shell;
 pub mod sys;
 pub mod vif;
 pub mod xenstore;

@@ -1,6 +1,7 @@
 //! The toolstack on a real Xen.
 //!
-//! A domain is built by [`builder`], or taken from the pool, where it waits almost finished.
+//! A domain is built by [`builder`], or taken from the pool, where it waits almost finished. One
+//! with a network interface may be built into a [shell](crate::xen::shell), which has it already.
 //! What the daemon holds of a domain (its console page and port) is given up before the domain
 //! is destroyed, or it would stay as a zombie.
 //!
@@ -14,6 +15,7 @@
 mod destination;
 mod pool;
 mod registrar;
+mod shells;
 mod source;
 mod track;
 
@@ -46,6 +48,7 @@ use crate::{
         events::{Events, Port},
         layout::Layout,
         m2p::M2p,
+        shell::Shell,
         sys::{self, DOM0, Mapping},
         vif, xenstore,
     },
@@ -53,9 +56,11 @@ use crate::{
 use destination::XenIncoming;
 use pool::Pool;
 use registrar::Registrar;
+use shells::Shells;
 use source::XenSource;
 
-/// Handle of domains that belong to nobody yet: those in the pool, and one to try things with.
+/// Handle of domains that belong to nobody yet: those in the pool, shells, and one to try things
+/// with.
 /// A daemon that finds some at its start removes them.
 const SPARE: Uuid = *b"fcap-spare\0\0\0\0\0\0";
 
@@ -70,6 +75,7 @@ const MAX_DOMAINS: usize = 0x7ff0;
 pub struct Xen {
     shared: Arc<Shared>,
     pool: Arc<Pool>,
+    shells: Arc<Shells>,
 }
 
 /// What the toolstack and each of its domains need.
@@ -109,14 +115,15 @@ impl Shared {
 }
 
 impl Xen {
-    /// Opens the doors of dom0, and removes what an earlier daemon had in its pool.
+    /// Opens the doors of dom0, and removes what an earlier daemon held ready. So many `shells`
+    /// will be held ready for capsules with a network, once there has been one.
     ///
     /// The calling thread, and those that it starts from now on, take precedence over the other
     /// processes of dom0.
     ///
     /// # Errors
     /// If this is no dom0 of Xen, or xenstored does not run.
-    pub fn new(sink: EventSink) -> Result<Self> {
+    pub fn new(sink: EventSink, shells: u32) -> Result<Self> {
         if let Err(error) = sys::set_niceness(NICENESS) {
             tracing::warn!(%error, "no precedence over other processes: capsules start slower");
         }
@@ -150,13 +157,20 @@ impl Xen {
             m2p: Mutex::default(),
         });
         let pool = Pool::start(shared.clone()).map_err(thread)?;
-        Ok(Self { shared, pool })
+        let shells = Shells::start(shared.clone(), shells).map_err(thread)?;
+        Ok(Self { shared, pool, shells })
+    }
+
+    /// Gives up what is held ready; returns how many domains that were.
+    fn drain(&self) -> usize {
+        self.pool.drain() + self.shells.drain()
     }
 }
 
 impl Drop for Xen {
     fn drop(&mut self) {
         self.pool.stop();
+        self.shells.stop();
     }
 }
 
@@ -251,9 +265,10 @@ impl Toolstack for Xen {
         if let Some(domain) = self.pool.take(spec)? {
             return Ok(domain);
         }
-        let domain = match create(&self.shared, spec) {
-            // The pool is there for speed alone.
-            Err(Error::NoRoom(_)) if self.pool.drain() > 0 => create(&self.shared, spec)?,
+        let shell = self.shells.take(spec);
+        let domain = match create(&self.shared, spec, shell) {
+            // What is held ready is there for speed alone.
+            Err(Error::NoRoom(_)) if self.drain() > 0 || shell.is_some() => create(&self.shared, spec, None)?,
             other => other?,
         };
         Ok(domain)
@@ -298,17 +313,20 @@ impl Toolstack for Xen {
     }
 
     fn incoming(&self, arrival: Arrival, description: &Description) -> DomainResult<Box<dyn Incoming>> {
-        // The pool is there for speed alone; its memory comes back with it.
+        // What is held ready is there for speed alone; its memory comes back with it.
         let room =
             builder::check_room(&self.shared.host, description.memory.iter().map(|range| range.count).sum());
         if room.is_err() {
-            self.pool.drain();
+            self.drain();
         }
         Ok(Box::new(XenIncoming::create(&self.shared, arrival, description)?))
     }
 
     fn set_pool(&self, size: u32) -> Result<()> {
         self.pool.set_size(size);
+        if size == 0 {
+            self.shells.drain();
+        }
         Ok(())
     }
 
@@ -349,8 +367,8 @@ fn pages(memory_kib: u64) -> u64 {
     memory_kib / kib(1)
 }
 
-/// Builds a domain from nothing.
-fn create(shared: &Arc<Shared>, spec: &DomainSpec) -> Result<Arc<XenDomain>> {
+/// Builds a domain, from nothing or in a shell, which is used up however it ends.
+fn create(shared: &Arc<Shared>, spec: &DomainSpec, shell: Option<Shell>) -> Result<Arc<XenDomain>> {
     let image = xen_image(&*spec.image)?;
     let kernel = image.image.kernel.as_ref().ok_or_else(no_kernel)?;
     let module = spec.module.as_deref().unwrap_or(&[]);
@@ -363,6 +381,7 @@ fn create(shared: &Arc<Shared>, spec: &DomainSpec) -> Result<Arc<XenDomain>> {
         command_line: &spec.command_line,
         nr_pages: pages(spec.memory_kib),
         vcpus: spec.vcpus,
+        shell,
     };
     let mut steps = Steps::start();
     let built = builder::build(&shared.host, &plan, &mut steps)?;
@@ -372,7 +391,7 @@ fn create(shared: &Arc<Shared>, spec: &DomainSpec) -> Result<Arc<XenDomain>> {
         machine: (!kernel.is_capsule).then_some((spec.memory_kib, spec.vcpus)),
         vifs: spec.vifs.clone(),
     };
-    let domain = finish(shared, &built, spec, registration, &mut steps);
+    let domain = finish(shared, &built, spec, registration, shell.is_some(), &mut steps);
     if domain.is_err()
         && let Err(error) = builder::remove(&shared.host, built.domid)
     {
@@ -391,12 +410,15 @@ fn finish(
     built: &Built,
     spec: &DomainSpec,
     registration: Registration,
+    was_shell: bool,
     steps: &mut Steps,
 ) -> Result<Arc<XenDomain>> {
     let stdin = if spec.stdin { HOST_STDIN } else { 0 };
     // Our library OS waits for xenstored; others take it for granted.
     let is_capsule = registration.machine.is_none();
-    let (flags, late) = if is_capsule {
+    let (flags, late) = if was_shell {
+        (stdin | HOST_NO_STORE, Some(Late::Shell { name: registration.name, vifs: registration.vifs }))
+    } else if is_capsule {
         (stdin | HOST_NO_STORE, Some(Late::Introduce(registration)))
     } else if !registration.vifs.is_empty() {
         (stdin, Some(Late::Introduce(registration)))
@@ -463,12 +485,21 @@ enum Late {
         /// Dropped, that is all.
         boot: Mapping,
     },
+    /// Whose a shell has become.
+    Shell {
+        /// Its name.
+        name: String,
+        /// Its network interfaces.
+        vifs: Vec<Vif>,
+    },
 }
 
 impl Late {
     fn has_vifs(&self) -> bool {
         match self {
-            Self::Introduce(Registration { vifs, .. }) | Self::Prepared { vifs, .. } => !vifs.is_empty(),
+            Self::Introduce(Registration { vifs, .. })
+            | Self::Prepared { vifs, .. }
+            | Self::Shell { vifs, .. } => !vifs.is_empty(),
         }
     }
 }
@@ -522,6 +553,10 @@ impl XenDomain {
                 changes.extend(vif::nodes(self.domid, &vifs));
                 let requests: Vec<_> = changes.iter().map(vif::Change::request).collect();
                 self.shared.host.store.transaction(&requests, &[]).map_err(store_failed)?;
+                return self.store_known();
+            }
+            Some(Late::Shell { name, vifs }) => {
+                Shell::name(&self.shared.host, self.domid, &name, &vifs)?;
                 return self.store_known();
             }
             Some(Late::Introduce(registration)) => {
@@ -626,9 +661,11 @@ impl Domain for XenDomain {
 
     fn rename(&self, name: &str) -> Result<()> {
         match &mut *self.late() {
-            Some(Late::Introduce(Registration { name: late, .. }) | Late::Prepared { name: late, .. }) => {
-                *late = name.into()
-            }
+            Some(
+                Late::Introduce(Registration { name: late, .. })
+                | Late::Prepared { name: late, .. }
+                | Late::Shell { name: late, .. },
+            ) => *late = name.into(),
             None => return self.write("name", name),
         }
         Ok(())

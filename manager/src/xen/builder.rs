@@ -12,7 +12,8 @@
 //! ```
 //!
 //! The domain stays paused. [`register`] makes it known to xenstored: for a capsule only once
-//! it runs, because xenstored takes longer for that than everything else does together.
+//! it runs, because xenstored takes longer for that than everything else does together. A
+//! [`Shell`] was created and made known beforehand.
 //!
 //! Whatever step fails, what was made so far is removed: mappings first, because a mapped page
 //! keeps the domain as a zombie.
@@ -29,6 +30,7 @@ use xen_proto::{
 
 use super::{
     layout::{self, Layout},
+    shell::Shell,
     sys::{Foreign, Hypercalls, Mapping, Start},
     vif,
     xenstore::{self, Client},
@@ -40,10 +42,16 @@ use crate::{
 
 /// Xen's largest extents that a domain gets: 2 MiB.
 const MAX_ORDER: u32 = 9;
+/// Most frames of a capsule's grant table.
+pub const CAPSULE_GRANT_FRAMES: u32 = 8;
 /// Ports of a new domain, in the order of their making.
 pub const STORE_PORT: u32 = 1;
 /// See [`STORE_PORT`].
 pub const CONSOLE_PORT: u32 = 2;
+/// Entries of a new domain's grant table.
+pub const CONSOLE_GRANT: usize = 0;
+/// See [`CONSOLE_GRANT`].
+pub const STORE_GRANT: usize = 1;
 /// Memory that Xen itself needs for a domain (structures, vCPU, grant table).
 const OVERHEAD_PAGES: u64 = 64;
 /// Memory that is never given away, so that Xen can still serve the domains that run.
@@ -145,6 +153,9 @@ pub struct Plan<'a> {
     pub nr_pages: u64,
     /// Virtual processors.
     pub vcpus: u32,
+    /// The domain to build it in, in place of a new one; it has one virtual processor, and is a
+    /// capsule.
+    pub shell: Option<Shell>,
 }
 
 /// Pages that a boot module takes.
@@ -157,6 +168,8 @@ pub fn module_pages(module: &[u8]) -> u64 {
 struct Unfinished<'a> {
     host: &'a Host,
     domid: u32,
+    /// Whether xenstored knows it.
+    is_known: bool,
     finished: bool,
 }
 
@@ -169,9 +182,11 @@ impl Unfinished<'_> {
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        if !self.finished
-            && let Err(error) = remove_unknown(self.host, self.domid)
-        {
+        if self.finished {
+            return;
+        }
+        let remove = if self.is_known { remove } else { remove_unknown };
+        if let Err(error) = remove(self.host, self.domid) {
             tracing::error!(domid = self.domid, %error, "half-built domain stays behind");
         }
     }
@@ -257,12 +272,24 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
 
     let hypercalls = &host.hypercalls;
     let create = |error| failed("creation of a domain", error);
-    let grant_frames = if plan.kernel.is_capsule { 8 } else { 32 };
-    let domid = create_empty(host, plan.handle, plan.vcpus, plan.nr_pages, grant_frames)?;
-    let unfinished = Unfinished { host, domid, finished: false };
+    let (domid, is_known) = match plan.shell {
+        Some(shell) => (shell.domid, true),
+        None => {
+            let grant_frames = if plan.kernel.is_capsule { CAPSULE_GRANT_FRAMES } else { 32 };
+            (create_empty(host, plan.handle, plan.vcpus, plan.nr_pages, grant_frames)?, false)
+        }
+    };
+    let unfinished = Unfinished { host, domid, is_known, finished: false };
     steps.end("create");
 
-    let p2m = populate(hypercalls, domid, 0, plan.nr_pages)?;
+    let p2m = match plan.shell {
+        Some(shell) => {
+            hypercalls.set_handle(domid, plan.handle).map_err(create)?;
+            hypercalls.set_max_memory(domid, kib(plan.nr_pages)).map_err(create)?;
+            populate_around(hypercalls, domid, plan.nr_pages, (layout.store, shell.store_mfn))?
+        }
+        None => populate(hypercalls, domid, 0, plan.nr_pages)?,
+    };
     steps.end("memory");
 
     let shared_info = hypercalls.domain(domid).map_err(create)?.ok_or(Error::Gone)?.shared_info;
@@ -276,7 +303,8 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
         host.foreign.map(domid, &frames).map_err(|error| failed("mapping of the domain's memory", error))?;
     steps.end("map");
 
-    let filler = Filler { mapping: &mapping, first, layout: &layout, p2m: &p2m, elf: &plan.image.file };
+    let elf = &plan.image.file;
+    let filler = Filler { mapping: &mapping, first, layout: &layout, p2m: &p2m, elf, is_known };
     filler.fill(plan, shared_info);
     filler.shared_info_and_grants()?;
     steps.end("fill");
@@ -336,7 +364,7 @@ pub fn create_empty(
     let hypercalls = &host.hypercalls;
     let create = |error| failed("creation of a domain", error);
     let domid = hypercalls.create_domain(handle, vcpus, grant_frames).map_err(create)?;
-    let unfinished = Unfinished { host, domid, finished: false };
+    let unfinished = Unfinished { host, domid, is_known: false, finished: false };
     hypercalls.set_max_vcpus(domid, vcpus).map_err(create)?;
     hypercalls.set_max_memory(domid, kib(max_pages)).map_err(create)?;
     hypercalls.set_native_tsc(domid).map_err(create)?;
@@ -387,6 +415,23 @@ pub fn populate(hypercalls: &Hypercalls, domid: u32, first: u64, nr_pages: u64) 
     }
 }
 
+/// As [`populate`] from page 0 on, of a domain that has one page already: its number, which Xen is
+/// told, and its frame.
+fn populate_around(
+    hypercalls: &Hypercalls,
+    domid: u32,
+    nr_pages: u64,
+    (page, frame): (u64, u64),
+) -> Result<Vec<u64>> {
+    let mut p2m = populate(hypercalls, domid, 0, page)?;
+    p2m.push(frame);
+    p2m.extend(populate(hypercalls, domid, page + 1, nr_pages - page - 1)?);
+    hypercalls
+        .set_page_number(domid, frame, page)
+        .map_err(|error| failed("numbering of the domain's pages", error))?;
+    Ok(p2m)
+}
+
 /// Writes a new domain's pages.
 struct Filler<'a> {
     /// Pages from `first` to the stack, then shared info, then the grant table.
@@ -395,6 +440,8 @@ struct Filler<'a> {
     layout: &'a Layout,
     p2m: &'a [u64],
     elf: &'a [u8],
+    /// Whether xenstored has the domain's ring mapped: then neither the ring nor its grant changes.
+    is_known: bool,
 }
 
 impl Filler<'_> {
@@ -423,7 +470,11 @@ impl Filler<'_> {
         mapping.write_words(list, p2m);
         let used = size_of_val(*p2m);
         mapping.zero(list + used, self.offset(layout.start_info) - list - used);
-        mapping.zero(self.offset(layout.start_info), 3 * PAGE_SIZE);
+        mapping.zero(self.offset(layout.start_info), PAGE_SIZE);
+        if !self.is_known {
+            mapping.zero(self.offset(layout.store), PAGE_SIZE);
+        }
+        mapping.zero(self.offset(layout.console), PAGE_SIZE);
         mapping.write_words(self.offset(layout.tables.start), &layout.tables(p2m));
 
         let at = self.offset(layout.start_info);
@@ -452,15 +503,26 @@ impl Filler<'_> {
         }
         // Xenstored maps its ring by grant, as xenconsoled would.
         let grants = shared_info + PAGE_SIZE;
-        for (reference, page) in [layout.console, layout.store].into_iter().enumerate() {
-            let entry = gnttab::Entry { domid: DomId::DOM0, frame: Mfn(p2m[page as usize]) };
-            let word = entry.emit(gnttab::PERMIT_ACCESS).ok_or_else(|| {
-                Error::NoRoom("the domain's memory lies above 16 TiB, where grants do not reach".into())
-            })?;
-            mapping.write_u64(grants + reference * gnttab::ENTRY_LEN, word);
+        let frame = |page: u64| p2m[page as usize];
+        grant_to_dom0(mapping, grants, CONSOLE_GRANT, frame(layout.console))?;
+        if !self.is_known {
+            grant_to_dom0(mapping, grants, STORE_GRANT, frame(layout.store))?;
         }
         Ok(())
     }
+}
+
+/// Writes an entry of the grant table at offset `table` of `mapping`, which gives dom0 a page.
+///
+/// # Errors
+/// If the page is where grants do not reach.
+pub fn grant_to_dom0(mapping: &Mapping, table: usize, reference: usize, mfn: u64) -> Result<()> {
+    let entry = gnttab::Entry { domid: DomId::DOM0, frame: Mfn(mfn) };
+    let word = entry.emit(gnttab::PERMIT_ACCESS).ok_or_else(|| {
+        Error::NoRoom("the domain's memory lies above 16 TiB, where grants do not reach".into())
+    })?;
+    mapping.write_u64(table + reference * gnttab::ENTRY_LEN, word);
+    Ok(())
 }
 
 /// Writes what differs between two starts of the same capsule into the start-info page at
@@ -483,7 +545,7 @@ pub fn write_boot(mapping: &Mapping, at: usize, layout: &Layout, module_len: usi
 pub fn pages_for_dom0(host: &Host, domid: u32) -> io::Result<[u64; 2]> {
     let frame = host.hypercalls.grant_frame(domid)?;
     let grants = host.foreign.map(domid, &[frame])?;
-    Ok([0, 1].map(|reference| grants.read_u64(reference * gnttab::ENTRY_LEN) >> 32))
+    Ok([CONSOLE_GRANT, STORE_GRANT].map(|reference| grants.read_u64(reference * gnttab::ENTRY_LEN) >> 32))
 }
 
 /// What xenstored is told of a domain.

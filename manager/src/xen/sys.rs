@@ -24,6 +24,7 @@ pub use evtchn::EventChannels;
 pub use foreign::{Foreign, Mapping};
 pub use migrate::{CONTEXT_LEN, M2P_PIECE, TYPES_MAX, TableOp};
 pub use random::reseed;
+use xen_proto::frame::PAGE_SHIFT;
 use xenctrl_sys as xc;
 
 /// The domain that fcapd runs in.
@@ -219,6 +220,15 @@ impl Hypercalls {
             xc::xc_domain_populate_physmap(self.xch(), domid, count, order, 0, extents.as_mut_ptr())
         };
         check(done).map(|done| done as usize)
+    }
+
+    /// Tells Xen what number the domain has for one of its pages.
+    ///
+    /// # Errors
+    /// If the frame is not the domain's.
+    pub fn set_page_number(&self, domid: u32, mfn: u64, page: u64) -> io::Result<()> {
+        let entry = mfn << PAGE_SHIFT | u64::from(xc::MMU_MACHPHYS_UPDATE);
+        self.calls.mmu_update(domid, &[(entry, page)])
     }
 
     /// Makes `mfn` a page of hypercall stubs.

@@ -9,7 +9,10 @@
 //! read. It is not asked when an interface goes: without its nodes netback lets go of the
 //! guest's memory by itself, whatever the guest does.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use xen_proto::{
     DomId,
@@ -39,6 +42,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn backends(domid: u32) -> String {
     format!("{BACKENDS}/{domid}")
+}
+
+fn backend(domid: u32, handle: u32) -> String {
+    format!("{BACKENDS}/{domid}/{handle}")
+}
+
+fn frontend(domid: u32, handle: u32) -> String {
+    format!("{}/device/vif/{handle}", home(domid))
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// A change of xenstore.
@@ -72,9 +87,8 @@ pub fn nodes(domid: u32, vifs: &[Vif]) -> Vec<Change> {
     let mut changes = Vec::new();
     for vif in vifs {
         let handle = vif.handle;
-        let front = format!("{}/device/vif/{handle}", home(domid));
-        let back = format!("{}/{handle}", backends(domid));
-        let mac = vif.mac.map(|byte| format!("{byte:02x}")).join(":");
+        let (front, back) = (frontend(domid, handle), backend(domid, handle));
+        let mac = mac_text(vif.mac);
         let front_node = |node: &str, value: &str| Change::Write(format!("{front}/{node}"), value.into());
         let back_node = |node: &str, value: &str| Change::Write(format!("{back}/{node}"), value.into());
         changes.extend([
@@ -99,6 +113,17 @@ pub fn nodes(domid: u32, vifs: &[Vif]) -> Vec<Change> {
         changes.extend(vif.rate_kbit.map(|kbit| back_node("rate", &rate(kbit))));
         changes.push(back_node("state", INITIALISING));
     }
+    changes
+}
+
+/// What makes of an interface that was made for nobody, and that no guest has connected to, this
+/// one. netback reads these nodes when the guest connects.
+pub fn changes(domid: u32, vif: &Vif) -> Vec<Change> {
+    let (front, back) = (frontend(domid, vif.handle), backend(domid, vif.handle));
+    let mac = mac_text(vif.mac);
+    let mut changes =
+        vec![Change::Write(format!("{front}/mac"), mac.clone()), Change::Write(format!("{back}/mac"), mac)];
+    changes.extend(vif.rate_kbit.map(|kbit| Change::Write(format!("{back}/rate"), rate(kbit))));
     changes
 }
 
@@ -148,6 +173,22 @@ pub fn remove(host: &Host, domid: u32) -> Result<()> {
         ignore_missing(host.store.request(Request::Rm(path)))?;
     }
     Ok(())
+}
+
+/// Waits until netback has made the device of an interface whose nodes are written.
+///
+/// # Errors
+/// If netlink fails, or netback does not make it.
+pub fn wait_for_device(domid: u32, handle: u32) -> Result<()> {
+    let name = port_name(domid, handle);
+    let call = || format!("making of the network device {name} by netback");
+    let listening = Devices::listen();
+    let mut devices = listening.map_err(|error| failed("watching of network devices", error))?;
+    match devices.wait_for(&name, true, Instant::now() + PATIENCE) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(failed(call(), io::ErrorKind::TimedOut.into())),
+        Err(error) => Err(failed(call(), error)),
+    }
 }
 
 /// Domains that have, or had, interfaces.
@@ -225,6 +266,24 @@ mod tests {
         }
         assert!(at(&format!("{front}/state"), false).unwrap() > open);
         assert!(written(&changes, "/local/domain/0/backend/vif/7/0/rate").is_none());
+    }
+
+    #[test]
+    fn an_interface_that_was_made_for_nobody_becomes_any() {
+        let blank = Vif { handle: 0, mac: [2; 6], rate_kbit: None };
+        let vif = Vif { mac: [0x0a, 0xfc, 10, 88, 1, 2], rate_kbit: Some(8000), ..blank.clone() };
+        let mut standing = std::collections::BTreeMap::new();
+        for change in nodes(7, &[blank]).into_iter().chain(changes(7, &vif)) {
+            if let Change::Write(path, value) = change {
+                standing.insert(path, value);
+            }
+        }
+        for change in nodes(7, &[vif]) {
+            if let Change::Write(path, value) = change {
+                assert_eq!(standing.remove(&path), Some(value), "{path}");
+            }
+        }
+        assert!(standing.is_empty(), "{standing:?}");
     }
 
     #[test]

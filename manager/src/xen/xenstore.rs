@@ -71,6 +71,18 @@ impl Client {
         refused_as_error(&request, replies.remove(0))
     }
 
+    /// Makes the requests at once, outside of a transaction.
+    ///
+    /// # Errors
+    /// If xenstored refuses one of them, where the others may have been done, or cannot be reached.
+    pub fn all(&self, requests: &[Request<'_>]) -> Result<(), Error> {
+        let replies = self.batch(TxId::NONE, requests)?;
+        requests
+            .iter()
+            .zip(replies)
+            .try_for_each(|(request, reply)| refused_as_error(request, reply).map(drop))
+    }
+
     /// Makes the requests in one transaction, followed by those of `after`, which are outside
     /// of it but travel with its end.
     ///

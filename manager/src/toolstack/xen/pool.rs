@@ -276,6 +276,7 @@ impl Pool {
             command_line: "",
             nr_pages: kind.nr_pages,
             vcpus: kind.vcpus,
+            shell: None,
         };
         let host = &self.shared.host;
         let built = builder::build(host, &plan, &mut Steps::start())?;
