@@ -11,8 +11,10 @@ use crate::cli;
 use crate::rig::{Node, wait_until};
 
 /// All that a node has of capsules: domains, interfaces, xenstore nodes, files, ports. A claim that
-/// a capsule has come stays on the disk where its source could not say that it knows.
+/// a capsule has come stays on the disk where its source could not say that it knows. What was held
+/// ready for capsules is gone then.
 pub fn traces(node: &Node) -> anyhow::Result<Vec<String>> {
+    node.api().set_pool(0).map_err(anyhow::Error::msg)?;
     let found = node.sh("xl list | awk 'NR > 1 && $2 != 0 {print \"domain\", $2}'
          ls /sys/class/net | sed -n 's/^vif/interface vif/p'
          xenstore-list /local/domain | sed '/^0$/d; s/^/xenstore domain /'

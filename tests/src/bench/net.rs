@@ -1,5 +1,6 @@
 //! Start to first HTTP response of a networked capsule: fcapd against `xl create` with a vif, same
-//! kernel, same node, alternately.
+//! kernel, same node, alternately. fcapd is as users have it: it builds each capsule from its image,
+//! in a domain that it holds ready.
 
 use std::time::Duration;
 
@@ -61,9 +62,14 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
         node.sh("xl destroy peer; while xl domid peer >/dev/null 2>&1; do sleep 0.1; done")?;
         let xl_ms = probed(&ms)?;
         rig::quiet(&api)?;
+        if round > 0 {
+            // It is made in the background, which must not fall into anybody's time.
+            ensure!(interfaces(&node)? == 1, "fcapd holds no interface ready");
+        }
         let ms = node.sh(&format!("/tmp/fcap-probe create-http {} '{body}'", fcap_api::DEFAULT_SOCKET))?;
         api.delete("/v1/capsules/web?force=true").map_err(anyhow::Error::msg)?;
         let our_ms = probed(&ms)?;
+        rig::wait_until("the next interface is ready", || Ok(interfaces(&node)? == 1))?;
         eprintln!("round {round:>2}: xl {xl_ms:7.1} ms, fcapd {our_ms:6.1} ms");
         if round > 0 {
             xl.push(xl_ms);
@@ -76,6 +82,11 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
     println!("{}", summary("fcapd", "ms", &ours));
     let (xl, ours) = (median(&xl), median(&ours));
     Ok(json!({ "bench": "run --net", "net_ratio": xl / ours, "xl_ms": xl, "net_ms": ours }))
+}
+
+/// Network interfaces of domains.
+fn interfaces(node: &Node) -> anyhow::Result<u32> {
+    Ok(node.sh("ls /sys/class/net | grep -c '^vif' || true")?.trim().parse()?)
 }
 
 /// What fcapd would tell the capsule of its network; xl passes it as a ramdisk.

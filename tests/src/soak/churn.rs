@@ -50,8 +50,9 @@ pub fn run(cycles: u32) -> anyhow::Result<()> {
 }
 
 /// What a cycle could leave behind. The node is asked until it is quiet: domains are taken
-/// apart by Xen in the background.
+/// apart by Xen in the background. What is held ready for capsules goes first.
 pub fn inventory(node: &Node) -> anyhow::Result<BTreeMap<&'static str, String>> {
+    node.api().set_pool(0).map_err(anyhow::Error::msg)?;
     crate::rig::wait_until("no domain is left", || Ok(node.sh("xl list")?.lines().count() == 2))?;
     let ask = [
         ("free memory MiB", "xl info | awk '/^free_memory/ {print $3}'"),

@@ -106,6 +106,7 @@ fn capsule(image: &str, name: &str) -> CreateCapsule {
 /// that has the same answer always would find nothing left behind, whatever is.
 pub fn check_that_capsules_are_seen(node: &Node) -> anyhow::Result<()> {
     let api = node.api();
+    api.set_pool(0).map_err(anyhow::Error::msg)?;
     let without = in_network(node)?;
     let httpd = api.upload(&cli::image("httpd")).map_err(anyhow::Error::msg)?.digest;
     let capsule: Capsule = api
@@ -122,8 +123,9 @@ pub fn check_that_capsules_are_seen(node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a networked cycle could leave behind, once the node is quiet.
+/// What a networked cycle could leave behind, once the node is quiet and holds nothing ready.
 pub fn inventory(node: &Node) -> anyhow::Result<BTreeMap<&'static str, String>> {
+    node.api().set_pool(0).map_err(anyhow::Error::msg)?;
     rig::wait_until("no interface of a capsule is left", || {
         Ok(node.sh("ls /sys/class/net | grep -c '^vif' || true")?.trim() == "0")
     })?;
