@@ -268,6 +268,11 @@ impl Toolstack for Xen {
         let shell = self.shells.take(spec);
         let domain = match create(&self.shared, spec, shell) {
             // What is held ready is there for speed alone.
+            Err(error @ (Error::Gone | Error::Failed { .. })) if shell.is_some() => {
+                // Somebody else may have destroyed it.
+                tracing::warn!(%error, "a domain held ready is of no use");
+                create(&self.shared, spec, None)?
+            }
             Err(Error::NoRoom(_)) if self.drain() > 0 || shell.is_some() => create(&self.shared, spec, None)?,
             other => other?,
         };

@@ -252,6 +252,9 @@ impl Built {
 /// # Errors
 /// If the plan makes no sense, or the machine has no room. Nothing is left behind then.
 pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
+    let unfinished = |domid, is_known| Unfinished { host, domid, is_known, finished: false };
+    // From here on it is used up.
+    let shell = plan.shell.map(|shell| unfinished(shell.domid, true));
     let layout = Layout::new(plan.kernel, plan.module_pages, plan.nr_pages).map_err(|error| match error {
         layout::Error::TooSmall(pages) => {
             Error::NotEnoughMemory { needed_kib: kib(pages), given_kib: kib(plan.nr_pages) }
@@ -272,14 +275,14 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
 
     let hypercalls = &host.hypercalls;
     let create = |error| failed("creation of a domain", error);
-    let (domid, is_known) = match plan.shell {
-        Some(shell) => (shell.domid, true),
+    let unfinished = match shell {
+        Some(shell) => shell,
         None => {
             let grant_frames = if plan.kernel.is_capsule { CAPSULE_GRANT_FRAMES } else { 32 };
-            (create_empty(host, plan.handle, plan.vcpus, plan.nr_pages, grant_frames)?, false)
+            unfinished(create_empty(host, plan.handle, plan.vcpus, plan.nr_pages, grant_frames)?, false)
         }
     };
-    let unfinished = Unfinished { host, domid, is_known, finished: false };
+    let Unfinished { domid, is_known, .. } = unfinished;
     steps.end("create");
 
     let p2m = match plan.shell {

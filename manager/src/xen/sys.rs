@@ -228,7 +228,8 @@ impl Hypercalls {
     /// If the frame is not the domain's.
     pub fn set_page_number(&self, domid: u32, mfn: u64, page: u64) -> io::Result<()> {
         let entry = mfn << PAGE_SHIFT | u64::from(xc::MMU_MACHPHYS_UPDATE);
-        self.calls.mmu_update(domid, &[(entry, page)])
+        // Xen takes this from one who names no tables of another domain.
+        self.calls.mmu_update(domid, true, &[(entry, page)])
     }
 
     /// Makes `mfn` a page of hypercall stubs.

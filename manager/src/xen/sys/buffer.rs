@@ -73,17 +73,19 @@ impl Calls {
         Ok(buffer)
     }
 
-    /// Changes entries of a domain's page tables: (machine address of the entry, its new value).
+    /// Makes requests `mmu_update`, each two words, to do with pages of a domain. Page tables that
+    /// they name are the domain's, too, or else our own.
     ///
     /// # Errors
     /// If Xen refuses one of them; those before it are done.
-    pub(super) fn mmu_update(&self, domid: u32, updates: &[(u64, u64)]) -> io::Result<()> {
+    pub(super) fn mmu_update(&self, domid: u32, own_tables: bool, updates: &[(u64, u64)]) -> io::Result<()> {
         let mut buffer = self.buffer(updates.len() * 2)?;
         for (slot, &(ptr, val)) in buffer.as_chunks_mut::<2>().0.iter_mut().zip(updates) {
             *slot = [ptr, val];
         }
-        // The domain owns both the tables (upper half, plus one) and what they map.
-        let owner = u64::from(domid) | u64::from(domid + 1) << 16;
+        // Who owns the tables is the upper half, plus one; who owns the pages is the lower one.
+        let tables = if own_tables { 0 } else { domid + 1 };
+        let owner = u64::from(domid) | u64::from(tables) << 16;
         // SAFETY: the buffer has `updates.len()` structures `mmu_update`, two u64 each.
         let result = unsafe {
             xencall4(

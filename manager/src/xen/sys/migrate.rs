@@ -88,7 +88,7 @@ impl Hypercalls {
     /// # Errors
     /// If Xen refuses one of them; those before it are done.
     pub fn mmu_update(&self, domid: u32, updates: &[(u64, u64)]) -> io::Result<()> {
-        self.calls.mmu_update(domid, updates)
+        self.calls.mmu_update(domid, false, updates)
     }
 
     /// A vCPU's context.
