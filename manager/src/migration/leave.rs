@@ -511,8 +511,10 @@ pub async fn save(
         SaveMode::Checkpoint => Reason::Checkpoint,
         SaveMode::Clone => Reason::Clone,
     };
-    // Each further round would put pages into the image a second time.
-    let policy = PrecopyPolicy { max_rounds: 1, ..PrecopyPolicy::default() };
+    // Each further round would put pages into the image a second time. One that ends here has
+    // nothing to gain from a first one.
+    let stop_and_copy = mode == SaveMode::Save;
+    let policy = PrecopyPolicy { max_rounds: 1, stop_and_copy, ..PrecopyPolicy::default() };
     let compression = match mode {
         // A file takes its room for longer than it takes to write.
         SaveMode::Save | SaveMode::Checkpoint => Compression::Lz4,
