@@ -5,8 +5,11 @@ use crate::fleet::Fleet;
 use crate::output;
 use crate::target::Globals;
 use anyhow::{Context as _, bail};
-use std::io::Read;
+use fcap_migrate::wire::{self, RecordType};
+use std::io::{Cursor, Read};
 
+/// Bytes of an image in which its capsule's name is.
+const HEAD: u64 = 256 << 10;
 /// Bytes read at a time.
 const PIECE: usize = 256 << 10;
 
@@ -31,15 +34,38 @@ impl Args {
     pub(super) async fn call(self, globals: &Globals) -> anyhow::Result<u8> {
         let fleet = globals.fleet_or_start().await?;
         let node = choose(&fleet, self.node.as_deref()).await?;
-        let input: Box<dyn Read + Send> = match self.file.as_str() {
+        let mut input: Box<dyn Read + Send> = match self.file.as_str() {
             "-" => Box::new(std::io::stdin()),
             file => Box::new(std::fs::File::open(file).with_context(|| file.to_owned())?),
         };
         let name = self.name.as_ref().map(Reference::as_str);
+        let mut head = Vec::new();
+        input.by_ref().take(HEAD).read_to_end(&mut head).with_context(|| self.file.clone())?;
+        // A node knows of its own capsules only. What does not parse is the node's to refuse.
+        if let Some(bears) = name.map(str::to_owned).or_else(|| name_in(&head)) {
+            fleet.check_name(&bears, node).await?;
+        }
+        let input = Box::new(Cursor::new(head).chain(input));
         let capsule = node.restore(name, body(input)).await?;
         globals.forwards()?.add(&capsule).await?;
         output::print(&(capsule.id + "\n"))?;
         Ok(0)
+    }
+}
+
+/// The name of the capsule in an image that begins like this.
+fn name_in(head: &[u8]) -> Option<String> {
+    let (header, mut rest) = head.split_first_chunk()?;
+    wire::ImageHeader::parse(header).ok()?;
+    loop {
+        let (header, after) = rest.split_first_chunk()?;
+        let header = wire::RecordHeader::parse(header).ok()?;
+        let (body, after) = after.split_at_checked(header.length as usize)?;
+        if header.known() == Some(RecordType::Config) {
+            let passport: serde_json::Value = serde_json::from_slice(body).ok()?;
+            return passport.pointer("/saved/config/name")?.as_str().map(str::to_owned);
+        }
+        rest = after;
     }
 }
 
