@@ -127,6 +127,17 @@ pub struct Daemon {
 struct Table {
     capsules: BTreeMap<CapsuleId, Arc<Capsule>>,
     names: HashMap<String, CapsuleId>,
+    /// When the newest was made.
+    newest_ms: u64,
+}
+
+impl Table {
+    /// The time of a capsule that is made now, later than that of all before it: lists keep the
+    /// order in which capsules were made.
+    fn creation_ms(&mut self) -> u64 {
+        self.newest_ms = now_ms().max(self.newest_ms + 1);
+        self.newest_ms
+    }
 }
 
 /// Does something that may take a while on a thread that may wait.
@@ -378,6 +389,11 @@ impl Daemon {
         }
     }
 
+    /// The time of a capsule that is made now, which no other one of this node has.
+    pub fn creation_ms(&self) -> u64 {
+        self.table.lock().unwrap().creation_ms()
+    }
+
     /// Makes a capsule, and starts it unless that is not wanted. The cursor reads its output
     /// from the beginning, and the capsule waits for it.
     ///
@@ -395,7 +411,8 @@ impl Daemon {
             let name = config::name(request.name.as_deref(), |name| table.names.contains_key(name))?;
             check_free(&table, &name)?;
             self.networks.check_name(&name)?;
-            let (mut config, networks) = Config::check(request, id, name.clone(), &*image, now_ms())?;
+            let (mut config, networks) =
+                Config::check(request, id, name.clone(), &*image, table.creation_ms())?;
             config.networks = self.networks.allocate(&networks, !config.ports.is_empty())?;
             let log = Log::open(self.store.log_base(id), Vec::new(), self.options.log_bytes)
                 .inspect_err(|_| self.networks.release(&config.networks))

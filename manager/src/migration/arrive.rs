@@ -23,7 +23,6 @@ use super::tls::{Fingerprint, Reader, Writer};
 use super::{Passport, UnderWay, describe};
 use crate::capsule::Capsule;
 use crate::capsule::driver::{Begin, Driver};
-use crate::clock::now_ms;
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::id::CapsuleId;
@@ -198,7 +197,7 @@ impl Landing {
             }
         }
         saved.config.id = CapsuleId::random();
-        saved.config.created_ms = now_ms();
+        saved.config.created_ms = self.daemon.creation_ms();
         Ok(())
     }
 }

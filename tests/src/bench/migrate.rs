@@ -238,7 +238,7 @@ impl Pair {
         std::thread::sleep(Duration::from_secs(4));
         let before = now_ns();
         // So slowly that what is measured is the tracking and not the copying.
-        let args = ["migrate", "--dirty", dirty, "--rate", "2m", "writing", self.nodes[1].name()];
+        let args = ["migrate", "--dirty", dirty, "--rate", "512k", "writing", self.nodes[1].name()];
         let mut moving = self.nodes[0].cloud_fcap(&args).stderr(std::process::Stdio::null()).spawn()?;
         std::thread::sleep(Duration::from_secs(6));
         let after = now_ns();

@@ -198,7 +198,7 @@ impl XenIncoming {
         steps.end("list of memory");
         incoming.grant()?;
         steps.end("grants");
-        tracing::info!(domid, steps = ?steps.list(), "made room for a domain");
+        tracing::debug!(domid, steps = ?steps.list(), "made room for a domain");
         Ok(incoming)
     }
 
@@ -512,7 +512,7 @@ impl DestinationDomain for XenIncoming {
             .map_err(toolstack_failed)?;
         self.steps.end("console");
         let steps = self.steps.list();
-        tracing::info!(domid = self.domid, ?steps, "completed a domain");
+        tracing::debug!(domid = self.domid, ?steps, "completed a domain");
         self.finished = Some(XenDomain::new(&self.shared, self.domid, self.arrival.uuid, held, late, steps));
         Ok(())
     }

@@ -149,6 +149,8 @@ async fn ask(address: &str) -> Result<(), String> {
 
 async fn write(bytes: usize) -> Result<(), String> {
     let mut memory = vec![0_u8; bytes];
+    // It cannot be packed, so that copying all of it takes the time that the link's rate says.
+    fill(&mut memory, "noise")?;
     println!("ready");
     let mut count = 0_u64;
     let mut began = Instant::now();
