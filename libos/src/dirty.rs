@@ -94,8 +94,6 @@ impl Tracker {
         let head = Tracking { pages: tracked, dirty: bitmap(0), void: bitmap(1), always: bitmap(2) };
         tracker.pages.page(0).write(0, &head.emit());
         tracker.fill(Then::Clear);
-        // What is in memory from the beginning, nobody has written.
-        tracker.bitmap(0).insert_range(Pfn(0)..heap::first_page());
         Some(tracker)
     }
 

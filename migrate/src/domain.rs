@@ -152,15 +152,6 @@ pub enum RefusalCause {
 /// Result of an operation on a domain.
 pub type DomainResult<T> = Result<T, DomainError>;
 
-/// Pages that need no transfer of their content.
-#[derive(Clone, Debug)]
-pub struct Hints {
-    /// Pages whose content nobody will read before it is written: free memory, empty buffers.
-    pub void: PageBitmap,
-    /// Pages that are all zero.
-    pub zero: PageBitmap,
-}
-
 /// Tells which pages were written.
 ///
 /// Reporting a page too much is allowed, one too little is not. A page that the domain gave back,
@@ -209,13 +200,14 @@ pub trait SourceDomain: Sync {
     /// Who tells which pages were written.
     fn dirty_source(&mut self) -> &mut dyn DirtySource;
 
-    /// Adds pages that need not travel. Called at the beginning of each round after the dirty
-    /// pages were taken, so that a page that is put to use afterwards counts as dirty in the next
-    /// round. `hints` is empty, and may be left so.
+    /// Adds pages whose content nobody will read before it is written: free memory, empty
+    /// buffers. Called at the beginning of each round after the dirty pages were taken, so that a
+    /// page that is put to use afterwards counts as dirty in the next round. `void` is empty, and
+    /// may be left so.
     ///
     /// # Errors
     /// If the domain is gone.
-    fn hints(&mut self, hints: &mut Hints) -> DomainResult<()>;
+    fn void_pages(&mut self, void: &mut PageBitmap) -> DomainResult<()>;
 
     /// Copies pages as they are now, page tables with machine frames. `types` and `pages` are as
     /// long as `pfns`. For a page without memory the type is [`PageType::Absent`] and the content

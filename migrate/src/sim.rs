@@ -18,7 +18,7 @@ use crate::{
     bitmap::PageBitmap,
     domain::{
         Description, DestinationDomain, DestinationHost, DirtySource, DomainError, DomainResult, FinalState,
-        Hints, Page, PfnRange, Refusal, RefusalCause, SourceDomain, State, Table, state,
+        Page, PfnRange, Refusal, RefusalCause, SourceDomain, State, Table, state,
     },
     page::{self, Level, PageType},
     wire::Reason,
@@ -424,10 +424,10 @@ impl SourceDomain for SimSource {
         self
     }
 
-    fn hints(&mut self, hints: &mut Hints) -> DomainResult<()> {
+    fn void_pages(&mut self, void: &mut PageBitmap) -> DomainResult<()> {
         let guest = self.guest();
         guest.alive()?;
-        hints.void.insert_all(&guest.free);
+        void.insert_all(&guest.free);
         Ok(())
     }
 

@@ -20,7 +20,7 @@ use xen_proto::frame::PAGE_SIZE;
 use crate::{
     bitmap::PageBitmap,
     compress::Compression,
-    domain::{Description, DomainError, Hints, PfnRange, SourceDomain},
+    domain::{Description, DomainError, PfnRange, SourceDomain},
     error::{MigrateError, Side},
     handover::{Claim, Message, SourceEvent, SourceParts, SourceState, drive_source},
     link::{Cancel, LinkReader, LinkWriter, Patience},
@@ -335,37 +335,28 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
         let number = self.stats.rounds.len() as u32;
         let bytes_before = self.sender.writer().bytes();
 
-        pages.hints.void.clear();
-        pages.hints.zero.clear();
-        self.domain.hints(&mut pages.hints).map_err(at_source)?;
+        pages.void.clear();
+        self.domain.void_pages(&mut pages.void).map_err(at_source)?;
         let dirty = pages.dirty.count();
         // A page that travelled as a page table must lose that type, also if it is free now.
-        pages.hints.void.remove_all(&pages.sent_tables);
-        pages.dirty.remove_all(&pages.hints.void);
+        pages.void.remove_all(&pages.sent_tables);
+        pages.dirty.remove_all(&pages.void);
         let void_pages = dirty - pages.dirty.count();
-        pages.hints.zero.retain_all(&pages.dirty);
-        pages.dirty.remove_all(&pages.hints.zero);
-        // What the domain uses or may use has memory, whatever it had before.
-        pages.absent.remove_all(&pages.hints.void);
-        pages.absent.remove_all(&pages.hints.zero);
-
-        let mut zero_pages = pages.hints.zero.count();
-        write_ranges(self.sender.writer(), RecordType::Zero, pages.hints.zero.ranges())?;
-        pages.sent_tables.remove_all(&pages.hints.zero);
-        let of = pages.dirty.count() + zero_pages;
+        // What the domain may use has memory, whatever it had before.
+        pages.absent.remove_all(&pages.void);
+        let of = pages.dirty.count();
         let observer = &mut self.observer;
         let mut told = Instant::now();
         let sent = self.sender.send(&*self.domain, &pages.dirty, last, &mut |sent, bytes| {
             if told.elapsed() > Duration::from_millis(100) {
                 told = Instant::now();
-                observer(Progress::Sending { round: number, pages: sent + zero_pages, of, bytes });
+                observer(Progress::Sending { round: number, pages: sent, of, bytes });
             }
         });
         let sent = sent.map_err(|error| self.explain(error))?;
-        zero_pages += sent.zero_pages;
         pages.settle(&sent);
 
-        let round = Round { round: number, last, pages: sent.pages, zero_pages };
+        let round = Round { round: number, last, pages: sent.pages, zero_pages: sent.zero_pages };
         let mut body = Vec::new();
         round.emit(&mut body);
         let writer = self.sender.writer();
@@ -380,7 +371,7 @@ impl<'a, D: SourceDomain, R: Read, W: Write + Send> Source<'a, D, R, W> {
         Ok(RoundStats {
             round: number,
             pages: round.pages,
-            zero_pages,
+            zero_pages: round.zero_pages,
             void_pages,
             bytes: self.sender.writer().bytes() - bytes_before,
             time: began.elapsed(),
@@ -581,7 +572,8 @@ struct Pages {
     movable: PageBitmap,
     /// Pages that the next round has to name.
     dirty: PageBitmap,
-    hints: Hints,
+    /// Pages whose content does not matter now.
+    void: PageBitmap,
     /// Pages whose last word was that they are page tables.
     sent_tables: PageBitmap,
     /// Pages that had no memory when they were last looked at.
@@ -594,13 +586,7 @@ impl Pages {
         let mut movable = none.clone();
         description.memory.iter().for_each(|range| movable.insert_range(*range));
         description.p2m.iter().for_each(|range| movable.remove_range(*range));
-        Self {
-            dirty: movable.clone(),
-            movable,
-            hints: Hints { void: none.clone(), zero: none.clone() },
-            sent_tables: none.clone(),
-            absent: none,
-        }
+        Self { dirty: movable.clone(), movable, void: none.clone(), sent_tables: none.clone(), absent: none }
     }
 
     /// Notes what became of the dirty pages.

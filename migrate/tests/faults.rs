@@ -18,7 +18,7 @@ use fcap_migrate::{
     destination::Incoming,
     domain::{
         Description, DestinationDomain, DestinationHost, DirtySource, DomainError, DomainResult, FinalState,
-        Hints, Page, PfnRange, SourceDomain, State, Table,
+        Page, PfnRange, SourceDomain, State, Table,
     },
     handover::{
         Claim, DestinationEvent, DestinationParts, DestinationState, FoundCopy, FoundDomain, Message,
@@ -133,9 +133,9 @@ impl SourceDomain for Mortal<SimSource> {
         self
     }
 
-    fn hints(&mut self, hints: &mut Hints) -> DomainResult<()> {
+    fn void_pages(&mut self, void: &mut fcap_migrate::bitmap::PageBitmap) -> DomainResult<()> {
         self.1.act()?;
-        self.0.hints(hints)
+        self.0.void_pages(void)
     }
 
     fn read_pages(&self, pfns: &[Pfn], types: &mut [PageType], pages: &mut [Page]) -> DomainResult<()> {

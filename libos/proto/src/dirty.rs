@@ -18,14 +18,17 @@
 //!    sets [`LAST`] to 1. The host must not ask for a round between [`HOST_SUSPEND`] and then.
 //!    If [`LAST`] is 0 in a suspended domain, nothing is known about its pages.
 //!
-//! When [`HOST_TRACK`](crate::console::HOST_TRACK) is cleared, the guest gives the memory back.
+//! When [`HOST_TRACK`](crate::console::HOST_TRACK) is cleared, the guest sets
+//! [`TRACKING`](crate::console::TRACKING) to 0 and gives the memory back. Until then, also right
+//! after it has come to a new domain, the frame there is an old one: the host must see 0 before it
+//! asks for tracking.
 //! In a new domain there is no tracking until it is asked for again; the tracking page and the
 //! bitmaps are themselves void.
 //!
 //! # Meaning
 //! | bitmap | a bit says |
 //! |---|---|
-//! | dirty | the page has changed since the previous round, or, in the first, may not be zero |
+//! | dirty | the page has changed since the previous round; before the first one, nothing |
 //! | void | its content does not matter: memory that is not in use. Any content will do in the copy |
 //! | always | others than the guest's processor change it (Xen, backends, the manager), which leaves no trace |
 //!

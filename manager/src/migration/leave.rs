@@ -8,9 +8,8 @@ use std::time::Duration;
 use axum::body::Bytes;
 use fcap_api::migrate::{DirtyTracking, Migrate, MoveStep, Moved, Precopy, Progress, Round, SaveMode};
 use fcap_api::{Action, ErrorBody};
-use fcap_migrate::domain::{
-    Description, DirtySource, DomainError, DomainResult, Hints, Page, SourceDomain, State,
-};
+use fcap_migrate::bitmap::PageBitmap;
+use fcap_migrate::domain::{Description, DirtySource, DomainError, DomainResult, Page, SourceDomain, State};
 use fcap_migrate::handover::{Claim, Message, SourceEvent, SourceParts, SourceState, drive_source};
 use fcap_migrate::page::PageType;
 use fcap_migrate::policy::PrecopyPolicy;
@@ -351,8 +350,8 @@ impl SourceDomain for Traveller {
         self.inner.dirty_source()
     }
 
-    fn hints(&mut self, hints: &mut Hints) -> DomainResult<()> {
-        self.inner.hints(hints)
+    fn void_pages(&mut self, to: &mut PageBitmap) -> DomainResult<()> {
+        self.inner.void_pages(to)
     }
 
     fn read_pages(&self, pfns: &[Pfn], types: &mut [PageType], pages: &mut [Page]) -> DomainResult<()> {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use fcap_migrate::bitmap::PageBitmap;
 use fcap_migrate::domain::{
-    Description, DestinationDomain, DirtySource, DomainError, DomainResult, FinalState, Hints, Page,
-    PfnRange, Refusal, RefusalCause, SourceDomain, State as Piece, state,
+    Description, DestinationDomain, DirtySource, DomainError, DomainResult, FinalState, Page, PfnRange,
+    Refusal, RefusalCause, SourceDomain, State as Piece, state,
 };
 use fcap_migrate::page::PageType;
 use fcap_migrate::wire::Reason;
@@ -209,7 +209,7 @@ impl SourceDomain for SimSource {
         &mut self.dirty
     }
 
-    fn hints(&mut self, _hints: &mut Hints) -> DomainResult<()> {
+    fn void_pages(&mut self, _void: &mut PageBitmap) -> DomainResult<()> {
         Ok(())
     }
 

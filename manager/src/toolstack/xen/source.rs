@@ -7,9 +7,9 @@ use std::{
 };
 
 use fcap_migrate::{
+    bitmap::PageBitmap,
     domain::{
-        Description, DirtySource, DomainError, DomainResult, Hints, Page, PfnRange, SourceDomain, State,
-        state,
+        Description, DirtySource, DomainError, DomainResult, Page, PfnRange, SourceDomain, State, state,
     },
     page::{Level, PageType},
     wire::Reason,
@@ -175,7 +175,7 @@ pub(super) struct XenSource {
 
 /// A source of dirty pages that also knows which pages need not travel.
 pub(super) trait Tracker: DirtySource + Send + Sync {
-    fn hints(&mut self, hints: &mut Hints) -> DomainResult<()>;
+    fn void_pages(&mut self, to: &mut PageBitmap) -> DomainResult<()>;
     /// For those who look themselves: what the suspended domain's last words are.
     fn suspended(&mut self, start_info: u64);
     /// What is about to be sent of a page.
@@ -277,8 +277,8 @@ impl SourceDomain for XenSource {
         &mut *self.dirty
     }
 
-    fn hints(&mut self, hints: &mut Hints) -> DomainResult<()> {
-        self.dirty.hints(hints)
+    fn void_pages(&mut self, to: &mut PageBitmap) -> DomainResult<()> {
+        self.dirty.void_pages(to)
     }
 
     fn read_pages(&self, pfns: &[Pfn], types: &mut [PageType], pages: &mut [Page]) -> DomainResult<()> {

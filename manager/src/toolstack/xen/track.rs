@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use fcap_migrate::bitmap::PageBitmap;
-use fcap_migrate::domain::{DirtySource, DomainError, DomainResult, Hints, Page, PfnRange};
+use fcap_migrate::domain::{DirtySource, DomainError, DomainResult, Page, PfnRange};
 use fcap_migrate::page::PageType;
 use fcap_migrate::sums::Sums;
 use xen_proto::{
@@ -118,10 +118,19 @@ impl DirtySource for GuestAssisted {
 
     fn begin(&mut self) -> DomainResult<()> {
         let view = self.view.clone();
+        let announced = || view.with(|held| held.console.tracking());
+        // A page of earlier tracking, here or where the capsule comes from, is about to be given
+        // back: nothing may be written there.
+        if announced()? != 0 {
+            view.with(|held| held.console.change_flags(0, HOST_TRACK))?;
+            view.notify()?;
+            let ended = view.wait_for(PATIENCE, || Ok((announced()? == 0).then_some(())))?;
+            ended.ok_or(DomainError::NoAnswer { seconds: PATIENCE.as_secs() })?;
+        }
         view.with(|held| held.console.change_flags(HOST_TRACK, 0))?;
         view.notify()?;
         let found = view.wait_for(PATIENCE, || {
-            let page = view.with(|held| held.console.tracking())?;
+            let page = announced()?;
             Ok((page != 0).then_some(page))
         });
         let maps = match found {
@@ -178,13 +187,10 @@ impl DirtySource for GuestAssisted {
 }
 
 impl Tracker for GuestAssisted {
-    fn hints(&mut self, hints: &mut Hints) -> DomainResult<()> {
+    fn void_pages(&mut self, to: &mut PageBitmap) -> DomainResult<()> {
         // One that is stopped at once is not tracked.
-        let Some(maps) = &self.maps else { return Ok(()) };
-        maps.add(&mut hints.void, |_, void, _| void);
-        if maps.round == 0 {
-            // In the first round a page that is not dirty is still as Xen gave it: zero.
-            maps.add(&mut hints.zero, |dirty, void, always| !(dirty | void | always));
+        if let Some(maps) = &self.maps {
+            maps.add(to, |_, void, _| void);
         }
         Ok(())
     }
@@ -300,7 +306,7 @@ impl DirtySource for DirtyBits {
 }
 
 impl Tracker for DirtyBits {
-    fn hints(&mut self, _hints: &mut Hints) -> DomainResult<()> {
+    fn void_pages(&mut self, _to: &mut PageBitmap) -> DomainResult<()> {
         Ok(())
     }
 
@@ -363,7 +369,7 @@ impl DirtySource for LogDirty {
 }
 
 impl Tracker for LogDirty {
-    fn hints(&mut self, _hints: &mut Hints) -> DomainResult<()> {
+    fn void_pages(&mut self, _to: &mut PageBitmap) -> DomainResult<()> {
         Ok(())
     }
 
