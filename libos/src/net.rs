@@ -222,8 +222,22 @@ impl Network {
         for receiver in self.cards.iter().filter_map(|card| card.receiver.as_ref()) {
             receiver.notify();
         }
-        self.wait_for_deadline(timer, cx);
+        let rest = self.rest(cx);
+        self.wait_for_deadline(rest, timer, cx);
         Poll::Pending
+    }
+
+    /// Has cards tell of packets that come from now on; returns when to look all the same.
+    fn rest(&mut self, cx: &mut Context<'_>) -> Option<time::Instant> {
+        let (now, connections) = (time::now_ns(), self.stack.connections());
+        let mut earliest = u64::MAX;
+        for receiver in self.cards.iter_mut().filter_map(|card| card.receiver.as_mut()) {
+            match receiver.rest(now, connections) {
+                Some(until) => earliest = earliest.min(until),
+                None => cx.waker().wake_by_ref(),
+            }
+        }
+        (earliest != u64::MAX).then(|| time::Instant::from_ns(earliest))
     }
 
     /// Takes what the cards have received: whether there was anything, and whether there is more.
@@ -251,12 +265,18 @@ impl Network {
             && (0..self.cards.len()).fold(false, |room, at| self.stack.card(at).ask_for_room() | room)
     }
 
-    fn wait_for_deadline(&mut self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) {
-        let Some(deadline) = self.stack.next_deadline() else {
+    fn wait_for_deadline(
+        &mut self,
+        rest: Option<time::Instant>,
+        timer: &mut Option<Pin<Box<Sleep>>>,
+        cx: &mut Context<'_>,
+    ) {
+        let deadline = self.stack.next_deadline();
+        let deadline = deadline.map(|at| time::Instant::from_ns(at.total_micros().unsigned_abs() * 1000));
+        let Some(deadline) = deadline.into_iter().chain(rest).min() else {
             *timer = None;
             return;
         };
-        let deadline = time::Instant::from_ns(deadline.total_micros().unsigned_abs() * 1000);
         if timer.as_ref().is_none_or(|timer| timer.deadline() != deadline) {
             *timer = Some(Box::pin(time::sleep_until(deadline)));
         }

@@ -26,7 +26,7 @@ use core::{
     sync::atomic::{Ordering, fence},
     task::Context,
 };
-use fcap_libos_net::{Features, Offload, Transmit};
+use fcap_libos_net::{Features, Moderation, Offload, Transmit};
 use xen_proto::{
     DomId,
     frame::PAGE_SIZE,
@@ -155,13 +155,13 @@ impl Ring {
         (index, [0, 4].map(|at| self.page.u32(offset + at).load(Ordering::Relaxed)))
     }
 
-    /// Asks for an event when there are `count` responses; whether there are some by now.
-    fn ask_for_event(&self, count: u32) -> bool {
+    /// Asks for an event when there are `count` responses; how many there are by now.
+    fn ask_for_event(&self, count: u32) -> u32 {
         let event = self.front.next_response().wrapping_add(count);
         self.page.u32(RSP_EVENT).store(event, Ordering::Relaxed);
         // As in `publish`, with the sides exchanged.
         fence(Ordering::SeqCst);
-        self.page.u32(RSP_PROD).load(Ordering::Acquire) != self.front.next_response()
+        self.page.u32(RSP_PROD).load(Ordering::Acquire).wrapping_sub(self.front.next_response())
     }
 }
 
@@ -205,7 +205,7 @@ impl Sender {
             // When half of it has been sent, so that there is not an event for each frame.
             Some(sending) => {
                 let open = RING_ENTRIES - sending.ring.front.free();
-                sending.ring.ask_for_event((open / 2).max(1)) && sending.has_room()
+                sending.ring.ask_for_event((open / 2).max(1)) > 0 && sending.has_room()
             }
             None => false,
         }
@@ -345,6 +345,7 @@ pub(crate) struct Receiver {
     port: Port,
     /// The backend wants an event.
     notify: Rc<Cell<bool>>,
+    moderation: Moderation,
 }
 
 impl Receiver {
@@ -355,7 +356,8 @@ impl Receiver {
     }
 
     /// Takes packets, and calls `deliver` with each and whether its checksum is known to be
-    /// right. Returns whether there are more than one turn's.
+    /// right. Returns whether there are more than one turn's. There is no event for those that
+    /// come afterwards before [`Self::rest`].
     ///
     /// # Errors
     /// If the backend has broken the rules.
@@ -375,14 +377,23 @@ impl Receiver {
                 }
                 if packets == TURN {
                     self.post();
+                    self.moderation.took(packets);
                     return Ok(Received { any: true, more: true });
                 }
             }
             self.post();
-            if available == 0 && !self.ring.ask_for_event(1) {
+            if available == 0 {
+                self.moderation.took(packets);
                 return Ok(Received { any: packets > 0, more: false });
             }
         }
+    }
+
+    /// Asks for an event, now that there is nothing to do; `connections` are those that packets
+    /// may come from. Returns when to look without one, or `None` if there are packets now.
+    pub(crate) fn rest(&mut self, now_ns: u64, connections: usize) -> Option<u64> {
+        let (count, until_ns) = self.moderation.rest(now_ns, connections);
+        (self.ring.ask_for_event(count) < count).then_some(until_ns)
     }
 
     /// Place of the page that belongs to an index of the ring.
@@ -517,6 +528,7 @@ pub(crate) async fn connect(device: &Device) -> Result<(Sender, Receiver), Failu
         scratch: Vec::new(),
         port: Port::alloc_unbound(DomId::DOM0)?,
         notify,
+        moderation: Moderation::default(),
     };
     receiver.post();
     let numbers = [tx_ring, receiver.ring.page.reference().0, receiver.port.number().0];

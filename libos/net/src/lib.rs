@@ -33,6 +33,7 @@ mod flow;
 mod flows;
 mod interface;
 pub mod link;
+mod moderation;
 mod neighbor;
 mod slab;
 mod stack;
@@ -44,6 +45,7 @@ mod tests;
 
 pub use error::Error;
 pub use link::{Config, Features, Mac, Offload, Transmit};
+pub use moderation::Moderation;
 pub use smoltcp::time::{Duration, Instant};
 pub use stack::{Addresses, Stack};
 pub use tcp::{ConnectionId, ListenerId, Options};
