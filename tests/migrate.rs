@@ -267,6 +267,24 @@ fn memory_clocks_and_log_are_whole_after_moves_of_every_kind() {
 }
 
 #[test]
+fn copies_follow_each_other_at_once() {
+    let t = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("guest.fcap");
+    guest_suspend(t.here, "guest");
+    for i in 0..4 {
+        let (from, to) = if i % 2 == 0 { (t.here, t.there) } else { (t.there, t.here) };
+        // Most pages are not written in between: what one copy was told, the next must not miss.
+        t.ok(&["checkpoint", "guest", file.to_str().unwrap()]);
+        t.ok(&["migrate", "-q", "guest", to.name()]);
+        t.ok(&["checkpoint", "guest", file.to_str().unwrap()]);
+        runs_only(to, from, "guest");
+        is_well(to, "guest").unwrap();
+    }
+    Diary::read(t.here, "guest").check().unwrap();
+}
+
+#[test]
 fn several_capsules_move_at_once() {
     let t = turn();
     for name in ["one", "two", "three"] {

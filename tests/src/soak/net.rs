@@ -12,7 +12,9 @@ use crate::api::Api;
 use crate::cli;
 use crate::rig::{self, Node};
 
-/// Capsules that come and go at the same time.
+/// Nodes that work side by side, each with all that is compared.
+const NODES: u32 = 2;
+/// Capsules of a node that come and go at the same time.
 const WORKERS: u32 = 2;
 /// Cycles after which caches are filled and the allocator has its arenas: not what is looked for.
 const WARM_UP: u32 = 64;
@@ -29,22 +31,37 @@ const NETWORK: [(&str, &str); 5] = [
     ("forwarding of bridges in bytes", "cat /sys/class/net/fcap*/brforward | wc -c"),
 ];
 
-/// Runs `cycles` cycles.
+/// Runs `cycles` cycles, a share of them on each node.
 pub fn run(cycles: u32) -> anyhow::Result<()> {
+    std::thread::scope(|scope| {
+        let nodes: Vec<_> =
+            (1..=NODES).map(|number| scope.spawn(move || run_on_one(number, cycles / NODES))).collect();
+        nodes.into_iter().try_for_each(|node| node.join().map_err(|_| anyhow!("a node's thread panicked"))?)
+    })?;
+    println!("{cycles} cycles on {NODES} nodes: nothing is left");
+    Ok(())
+}
+
+fn run_on_one(number: u32, cycles: u32) -> anyhow::Result<()> {
     let node = Node::compare()?;
     let image = node.api().upload(&cli::image("guest-resolve")).map_err(anyhow::Error::msg)?.digest;
     check_that_capsules_are_seen(&node)?;
     repeat(&node, &image, WARM_UP)?;
     let before = inventory(&node)?;
-    println!("before: {before:?}");
+    println!("node {number} before: {before:?}");
     let mut done = 0;
     while done < cycles {
         let part = PART.min(cycles - done);
         repeat(&node, &image, part)?;
         done += part;
         let after = inventory(&node)?;
-        ensure!(before == after, "something is left behind after {done} cycles:\n{before:?}\n{after:?}");
-        println!("{done} cycles: interfaces, ports, xenstore, addresses and rules are as before");
+        ensure!(
+            before == after,
+            "something is left behind on node {number} after {done} cycles:\n{before:?}\n{after:?}"
+        );
+        println!(
+            "node {number}, {done} cycles: interfaces, ports, xenstore, addresses and rules are as before"
+        );
     }
     Ok(())
 }
