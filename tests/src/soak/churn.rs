@@ -63,10 +63,11 @@ pub fn inventory(node: &Node) -> anyhow::Result<BTreeMap<&'static str, String>> 
         ),
         ("event channels", "/usr/lib/xen-4.17/bin/lsevtchn 0 | grep -c ."),
         ("descriptors of fcapd", "ls /proc/$(pidof fcapd)/fd | wc -l"),
-        // Not how many: the kernel makes one of two that happen to be neighbours.
+        // Not how many: the kernel makes one of two that happen to be neighbours. Those of
+        // /dev/xen/hypercall are libxencall's buffers, one for each call at the same time.
         (
             "pages mapped by fcapd",
-            "sed -n '/privcmd\\|xen/s/^\\([0-9a-f]*\\)-\\([0-9a-f]*\\) .*/\\1 \\2/p' /proc/$(pidof fcapd)/maps |
+            "awk '/\\/dev\\/xen\\/(privcmd|gntdev)/ {print $1}' /proc/$(pidof fcapd)/maps | tr - ' ' |
              while read -r begin end; do echo $(((0x$end - 0x$begin) / 4096)); done |
              awk '{sum += $1} END {print sum + 0}'",
         ),
