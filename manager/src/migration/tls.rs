@@ -9,18 +9,16 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::cipher::{AeadKey, Iv, OutboundChunks, OutboundPlainMessage};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, CipherSuite, ClientConfig, ClientConnection, Connection, ContentType,
-    DigitallySignedStruct, DistinguishedName, ProtocolVersion, ServerConfig, ServerConnection,
-    SignatureScheme, SupportedCipherSuite,
+    CertificateError, ClientConfig, ClientConnection, Connection, DigitallySignedStruct, DistinguishedName,
+    ServerConfig, ServerConnection, SignatureScheme,
 };
 use sha2::{Digest, Sha256};
 
@@ -80,7 +78,7 @@ impl Identity {
     /// When the disk fails.
     pub fn load(directory: &Path) -> io::Result<Self> {
         let (certificate_file, key_file) = (directory.join("node.crt"), directory.join("node.key"));
-        let provider = Arc::new(fastest_first(aws_lc_rs::default_provider()));
+        let provider = Arc::new(aws_lc_rs::default_provider());
         match (std::fs::read(&certificate_file), std::fs::read(&key_file)) {
             (Ok(certificate), Ok(key)) => {
                 return Ok(Self { certificate: certificate.into(), key: key.into(), provider });
@@ -144,44 +142,6 @@ impl Identity {
         let server = ServerConnection::new(Arc::new(config)).map_err(io::Error::other)?;
         split(socket, server.into())
     }
-}
-
-/// Puts ChaCha20-Poly1305 first where it is faster than AES-256-GCM, which is otherwise preferred.
-///
-/// Measured, because a processor's word is not enough: under emulation there are instructions for
-/// AES, and they are several times slower than plain arithmetic.
-fn fastest_first(mut provider: CryptoProvider) -> CryptoProvider {
-    let time = |wanted| {
-        let suite = provider.cipher_suites.iter().find(|suite| suite.suite() == wanted)?;
-        // What comes between is not the cipher's fault.
-        (0..3).filter_map(|_| encryption_time(suite)).min()
-    };
-    let aes = time(CipherSuite::TLS13_AES_256_GCM_SHA384);
-    let chacha = time(CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
-    tracing::debug!(?aes, ?chacha, "measured ciphers");
-    if let (Some(aes), Some(chacha)) = (aes, chacha)
-        && chacha < aes
-    {
-        let is_other =
-            |suite: &SupportedCipherSuite| suite.suite() != CipherSuite::TLS13_CHACHA20_POLY1305_SHA256;
-        provider.cipher_suites.sort_by_key(is_other);
-    }
-    provider
-}
-
-/// How long a suite of TLS 1.3 with a key of 32 bytes takes to encrypt a record.
-fn encryption_time(suite: &SupportedCipherSuite) -> Option<Duration> {
-    let algorithm = suite.tls13()?.aead_alg;
-    let mut encrypter = algorithm.encrypter(AeadKey::from([0; 32]), Iv::from([0; 12]));
-    let payload = [0; 16 << 10];
-    let message = OutboundPlainMessage {
-        typ: ContentType::ApplicationData,
-        version: ProtocolVersion::TLSv1_3,
-        payload: OutboundChunks::Single(&payload),
-    };
-    let began = Instant::now();
-    encrypter.encrypt(message, 0).ok()?;
-    Some(began.elapsed())
 }
 
 fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -488,16 +448,6 @@ mod tests {
         assert_eq!(back, expected);
         sender.join().unwrap();
         server.join().unwrap();
-    }
-
-    #[test]
-    fn the_faster_cipher_is_offered_first_and_none_is_lost() {
-        let all = aws_lc_rs::default_provider().cipher_suites;
-        let ordered = fastest_first(aws_lc_rs::default_provider()).cipher_suites;
-        assert_eq!(ordered.len(), all.len());
-        assert!(all.iter().all(|suite| ordered.contains(suite)));
-        let wanted = [CipherSuite::TLS13_AES_256_GCM_SHA384, CipherSuite::TLS13_CHACHA20_POLY1305_SHA256];
-        assert!(wanted.contains(&ordered[0].suite()), "{:?}", ordered[0]);
     }
 
     #[test]
