@@ -1,6 +1,6 @@
 //! How many packets a card is to wait for before it tells of them.
 //!
-//! An event costs the host about as much as a packet, and so does telling the host of an answer.
+//! An event costs the host time beside the packet itself, and so does telling it of an answer.
 //! Where many connections are busy, packets come in bursts if their answers go in bursts: so after
 //! a burst one more of the same size is waited for, but for no longer than it should take.
 //! Where there are few connections every packet may be the one that somebody waits for, and is

@@ -11,16 +11,13 @@ use crate::rig::{self, Node};
 /// MiB that it rewrites, and all that it has.
 const MIB: &str = "64";
 const MEMORY: &str = "80m";
-/// Milliseconds between two times that it rewrites 16 pages. Not all the time: its node has one
-/// processor, which has to copy it as well.
-const PERIOD: &str = "100";
 /// What is allowed between what its clock shows and when that was read here.
 const READING: Duration = Duration::from_secs(2);
 
 /// Moves it so many times.
 pub fn run(times: u32) -> anyhow::Result<()> {
     let [one, two] = Node::two(false)?;
-    moves::start(&one, "guest", &["-m", MEMORY], "guest-suspend", &[MIB, PERIOD])?;
+    moves::start(&one, "guest", &["-m", MEMORY], "guest-suspend", &[MIB, "20"])?;
     let clock = |node: &Node| Diary::read(node, "guest").clocks().last().copied();
     rig::wait_until("it has verified all its memory", || Ok(clock(&one).is_some()))?;
     let (began, (first, _)) = (Instant::now(), clock(&one).context("it has a clock")?);
