@@ -14,6 +14,16 @@ pub fn median(samples: &[f64]) -> f64 {
     if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
 }
 
+/// How many times the peer's samples ours are: the median of the ratios of samples that were taken
+/// one after the other, so that what slows the machine for a while slows both.
+///
+/// # Panics
+/// Without samples.
+pub fn ratio(ours: &[f64], peer: &[f64]) -> f64 {
+    let ratios: Vec<f64> = ours.iter().zip(peer).map(|(ours, peer)| ours / peer).collect();
+    median(&ratios)
+}
+
 /// Least and most.
 pub fn range(samples: &[f64]) -> (f64, f64) {
     samples.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)))
@@ -37,6 +47,12 @@ pub fn ms(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ratio_is_of_neighbours() {
+        // The machine became ten times as fast, and 2 was the ratio throughout but for once.
+        assert_eq!(ratio(&[2.0, 20.0, 30.0], &[1.0, 10.0, 10.0]), 2.0);
+    }
 
     #[test]
     fn the_median_is_in_the_middle() {

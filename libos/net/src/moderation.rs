@@ -7,11 +7,11 @@
 //! told of at once.
 
 /// Most packets that are waited for.
-const PACKETS_MAX: u32 = 16;
+const PACKETS_MAX: u32 = 32;
 /// So many connections allow for one packet.
-const CONNECTIONS: usize = 4;
+const CONNECTIONS: usize = 2;
 /// Longest wait in nanoseconds.
-const WAIT_MAX: u64 = 4_000_000;
+const WAIT_MAX: u64 = 16_000_000;
 
 /// What came lately.
 #[derive(Debug, Default)]

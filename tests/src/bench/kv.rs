@@ -7,7 +7,7 @@ use serde_json::{Map, json};
 
 use super::guest::Guest;
 use crate::rig::{self, Node};
-use crate::stats::{median, summary};
+use crate::stats::{ratio, summary};
 
 const ROUNDS: usize = 7;
 const PORT: u16 = 6379;
@@ -53,8 +53,8 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
         println!("{}", summary(&format!("redis, {what}"), "commands/s", &linux.0));
         println!("{}", summary(&format!("kv, {what}"), "us of the guest", &ours.1));
         println!("{}", summary(&format!("redis, {what}"), "us of the guest", &linux.1));
-        let rate = median(&ours.0) / median(&linux.0);
-        let cpu = median(&ours.1) / median(&linux.1);
+        let rate = ratio(&ours.0, &linux.0);
+        let cpu = ratio(&ours.1, &linux.1);
         worst_rate = worst_rate.min(rate);
         worst_cpu = worst_cpu.max(cpu);
         figures.insert(format!("{command}{pipeline}_rate_ratio"), json!(rate));

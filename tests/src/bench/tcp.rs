@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::guest::Guest;
 use crate::rig::{self, Node};
-use crate::stats::{median, summary};
+use crate::stats::{ratio, summary};
 
 const ROUNDS: usize = 3;
 const SECONDS: u32 = 6;
@@ -54,7 +54,7 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
     for (way, [ours, linux]) in names.iter().zip(&samples) {
         println!("{}", summary(&format!("{way}, ours"), "Mbit/s", ours));
         println!("{}", summary(&format!("{way}, Linux"), "Mbit/s", linux));
-        figures.insert(format!("{way}_ratio"), json!(median(ours) / median(linux)));
+        figures.insert(format!("{way}_ratio"), json!(ratio(ours, linux)));
     }
     Ok(figures.into())
 }
