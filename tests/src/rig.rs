@@ -123,9 +123,10 @@ impl Node {
         Ok(self.cloud.0.unpublish_others(&self.node.name, ports)?)
     }
 
-    /// Keeps dom0 on the first processor and a guest on the second.
+    /// Keeps dom0 on the first processor and a guest on the second, unless it has ended by now.
     pub fn pin(&self, domid: u32) -> anyhow::Result<()> {
-        self.sh(&format!("xl vcpu-pin 0 all 0 && xl vcpu-pin {domid} all 1")).map(drop)
+        let guest = format!("{{ xl vcpu-pin {domid} all 1 || ! xl list {domid}; }}");
+        self.sh(&format!("xl vcpu-pin 0 all 0 && {guest}")).map(drop)
     }
 
     /// Speaks to its daemon.
