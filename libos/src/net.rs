@@ -54,6 +54,7 @@ use core::{
     hint::black_box,
     pin::Pin,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 use fcap_libos_net::{Config, Mac, Stack};
 use xen_proto::{
@@ -75,6 +76,8 @@ static WANTED: u8 = 1;
 
 /// The share of all memory that buffers of connections may take.
 const MEMORY_SHARE: usize = 2;
+/// When others are told that the capsule is elsewhere, each after the one before.
+const ANNOUNCEMENTS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(200)];
 /// What fits into an Ethernet frame, should nobody have said.
 const MTU: u16 = 1500;
 
@@ -339,6 +342,18 @@ impl Card {
     }
 }
 
+/// Tells the link of a card, and all peers, that the capsule is elsewhere now. The backend may be
+/// connected before its bridge forwards, so this is said more than once.
+async fn announce(at: usize) {
+    for (times, delay) in ANNOUNCEMENTS.into_iter().enumerate() {
+        time::sleep(delay).await;
+        act(|network| {
+            network.stack.announce(at, times > 0, now());
+            network.wake_mover();
+        });
+    }
+}
+
 /// Keeps a card connected for as long as it has a backend.
 async fn attend(at: usize, again: bool) {
     if let Err(failure) = follow_backend(at, again).await {
@@ -361,11 +376,11 @@ async fn follow_backend(at: usize, mut again: bool) -> Result<(), Failure> {
                 act(|network| {
                     network.cards[at].receiver = Some(receiver);
                     network.stack.replace_card(at, sender, now());
-                    if again {
-                        network.stack.announce(at);
-                    }
                     network.wake_mover();
                 });
+                if again {
+                    task::spawn(announce(at));
+                }
                 again = true;
             }
             Step::Close => {

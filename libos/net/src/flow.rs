@@ -1,7 +1,14 @@
 //! Which packet is for whom: the little of a header that must be known before smoltcp sees it.
 
-use core::net::IpAddr;
-use smoltcp::wire::{IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket};
+use alloc::{vec, vec::Vec};
+use core::net::{IpAddr, SocketAddr};
+use smoltcp::{
+    phy::{Checksum, ChecksumCapabilities},
+    wire::{
+        IpProtocol, IpRepr, IpVersion, Ipv4Packet, Ipv6Packet, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
+        UdpPacket,
+    },
+};
 
 /// What an IP packet says about where it belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +85,57 @@ fn upper(protocol: IpProtocol, payload: &[u8]) -> Option<Upper<'_>> {
         IpProtocol::Icmpv6 => Upper::Icmpv6(payload),
         _ => Upper::Other,
     })
+}
+
+/// Where a segment says that the conversation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Spoken {
+    /// What the speaker will send next.
+    pub(crate) next: TcpSeqNumber,
+    /// What it expects next.
+    pub(crate) expects: TcpSeqNumber,
+    /// How much of that it has room for, as it is written in headers.
+    pub(crate) window: u16,
+}
+
+impl Spoken {
+    /// Reads it from a packet that has been parsed; `None` unless it has an acknowledgement.
+    pub(crate) fn by(packet: &Packet<'_>) -> Option<Self> {
+        let Upper::Tcp { segment, .. } = packet.upper else { return None };
+        let tcp = TcpPacket::new_unchecked(segment);
+        (tcp.ack() && !tcp.rst()).then(|| Self {
+            next: tcp.seq_number() + tcp.segment_len(),
+            expects: tcp.ack_number(),
+            window: tcp.window_len(),
+        })
+    }
+
+    /// A packet with nothing but an acknowledgement that says this; its checksum is not complete.
+    pub(crate) fn acknowledgement(self, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+        let tcp = TcpRepr {
+            src_port: from.port(),
+            dst_port: to.port(),
+            control: TcpControl::None,
+            seq_number: self.next,
+            ack_number: Some(self.expects),
+            window_len: self.window,
+            window_scale: None,
+            max_seg_size: None,
+            sack_permitted: false,
+            sack_ranges: [None; 3],
+            timestamp: None,
+            payload: &[],
+        };
+        let (src, dst) = (from.ip().into(), to.ip().into());
+        let ip = IpRepr::new(src, dst, IpProtocol::Tcp, tcp.buffer_len(), 64);
+        let mut checksums = ChecksumCapabilities::default();
+        checksums.tcp = Checksum::None;
+        let mut packet = vec![0; ip.buffer_len()];
+        ip.emit(&mut packet, &checksums);
+        let segment = &mut packet[ip.header_len()..];
+        tcp.emit(&mut TcpPacket::new_unchecked(segment), &src, &dst, &checksums);
+        packet
+    }
 }
 
 /// Whether the checksum of a segment or datagram is right.

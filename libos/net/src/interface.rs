@@ -1,7 +1,7 @@
 //! One interface: from IP packets to frames, and the neighbours between.
 
 use crate::{
-    flow::{Packet, Upper},
+    flow::{self, Packet, Spoken, Upper},
     link::{Config, ETHERNET_HEADER_LEN, Features, Mac, Offload, Transmit},
     neighbor::{Answer, Neighbors},
 };
@@ -37,11 +37,13 @@ pub(crate) struct Interface<T> {
     /// Our addresses here.
     addresses: Vec<IpAddr>,
     pub(crate) out: Out<T>,
+    /// What the last segment said that was sent.
+    said: Option<Spoken>,
 }
 
 impl<T: Transmit> Interface<T> {
     /// The interface of a card.
-    pub(crate) fn card(config: Config, card: T, seed: u64, now: Instant) -> Self {
+    pub(crate) fn card(config: Config, card: T, neighbors: Neighbors, seed: u64, now: Instant) -> Self {
         let cidrs: Vec<IpCidr> = [
             config.ipv4.map(|(address, prefix)| IpCidr::Ipv4(Ipv4Cidr::new(address, prefix))),
             config.ipv6.map(|(address, prefix)| IpCidr::Ipv6(Ipv6Cidr::new(address, prefix))),
@@ -50,7 +52,7 @@ impl<T: Transmit> Interface<T> {
         .flatten()
         .collect();
         let features = card.features();
-        let out = Out::Card { card, config, features, neighbors: Neighbors::default() };
+        let out = Out::Card { card, config, features, neighbors };
         Self::new(out, &cidrs, seed, now)
     }
 
@@ -72,7 +74,8 @@ impl<T: Transmit> Interface<T> {
         let mut config = smoltcp::iface::Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut out = out;
-        let mut device = Device { received: None, out: &mut out, now, refused: false };
+        let mut said = None;
+        let mut device = Device { received: None, out: &mut out, said: &mut said, now, refused: false };
         let mut smoltcp = Smoltcp::new(config, &mut device, now);
         smoltcp.update_ip_addrs(|addresses| {
             for cidr in cidrs {
@@ -80,7 +83,7 @@ impl<T: Transmit> Interface<T> {
                 let _ = addresses.push(*cidr);
             }
         });
-        Self { smoltcp, addresses: cidrs.iter().map(|cidr| cidr.address().into()).collect(), out }
+        Self { smoltcp, addresses: cidrs.iter().map(|cidr| cidr.address().into()).collect(), out, said }
     }
 
     /// Whether the address is ours.
@@ -141,15 +144,22 @@ impl<T: Transmit> Interface<T> {
 
     /// Gives a packet to the sockets of `set`; sends what must be answered at once.
     pub(crate) fn receive(&mut self, packet: &[u8], set: &mut SocketSet<'static>, now: Instant) {
-        let mut device = Device { received: Some(packet), out: &mut self.out, now, refused: false };
+        let Self { out, said, .. } = self;
+        let mut device = Device { received: Some(packet), out, said, now, refused: false };
         self.smoltcp.poll_ingress_single(now, &mut device, set);
     }
 
     /// Sends what the sockets of `set` have to send; whether that was all.
     pub(crate) fn send(&mut self, set: &mut SocketSet<'static>, now: Instant) -> bool {
-        let mut device = Device { received: None, out: &mut self.out, now, refused: false };
+        let Self { out, said, .. } = self;
+        let mut device = Device { received: None, out, said, now, refused: false };
         while self.smoltcp.poll_egress(now, &mut device, set) != smoltcp::iface::PollResult::None {}
         !device.refused
+    }
+
+    /// What the last segment said that was sent since this was asked last.
+    pub(crate) fn take_said(&mut self) -> Option<Spoken> {
+        self.said.take()
     }
 
     /// When the sockets of `set` have something to do.
@@ -247,9 +257,9 @@ impl<T: Transmit> Interface<T> {
     }
 
     /// Tells everybody on the link where our addresses are (RFC 5227, 3; RFC 4861, 7.2.6).
-    pub(crate) fn announce(&mut self) {
+    pub(crate) fn announce(&mut self, now: Instant) {
         let Out::Card { card, config, neighbors, .. } = &mut self.out else { return };
-        neighbors.clear();
+        neighbors.doubt(now);
         if let Some((address, _)) = config.ipv4 {
             let announcement = Arp {
                 operation: Arp::REQUEST,
@@ -389,6 +399,7 @@ impl<T: Transmit> Out<T> {
 struct Device<'a, T> {
     received: Option<&'a [u8]>,
     out: &'a mut Out<T>,
+    said: &'a mut Option<Spoken>,
     now: Instant,
     /// Something could not be sent for want of room.
     refused: bool,
@@ -398,6 +409,7 @@ struct Received<'a>(&'a [u8]);
 
 struct Sending<'a, T> {
     out: &'a mut Out<T>,
+    said: &'a mut Option<Spoken>,
     now: Instant,
     segment: Option<u16>,
 }
@@ -414,7 +426,7 @@ impl<T: Transmit> phy::Device for Device<'_, T> {
 
     fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Sending<'_, T>)> {
         let packet = self.received.take()?;
-        Some((Received(packet), Sending { out: self.out, now: self.now, segment: None }))
+        Some((Received(packet), Sending { out: self.out, said: self.said, now: self.now, segment: None }))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Sending<'_, T>> {
@@ -426,7 +438,7 @@ impl<T: Transmit> phy::Device for Device<'_, T> {
             self.refused = true;
             return None;
         }
-        Some(Sending { out: self.out, now: self.now, segment: None })
+        Some(Sending { out: self.out, said: self.said, now: self.now, segment: None })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -454,7 +466,12 @@ impl phy::RxToken for Received<'_> {
 
 impl<T: Transmit> phy::TxToken for Sending<'_, T> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        self.out.send(len, self.segment, self.now, f)
+        let Self { out, said, now, segment } = self;
+        out.send(len, segment, now, |packet| {
+            let result = f(packet);
+            *said = flow::parse(packet).and_then(|packet| Spoken::by(&packet)).or(*said);
+            result
+        })
     }
 
     fn set_meta(&mut self, meta: PacketMeta) {

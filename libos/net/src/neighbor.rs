@@ -153,9 +153,12 @@ impl Neighbors {
         entries.map(|at| self.entries[at].1.next_question).min()
     }
 
-    /// Forgets everything, as when the link is another one.
-    pub(crate) fn clear(&mut self) {
-        *self = Self::default();
+    /// Has every answer confirmed when it is used next, as when the link may be another one.
+    pub(crate) fn doubt(&mut self, now: Instant) {
+        for (_, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.mac.is_some()) {
+            *entry = Entry { since: now - FRESH, questions: 0, next_question: now, ..*entry };
+        }
+        self.last = None;
     }
 
     /// Where the entry of an address is, or would be.
@@ -259,6 +262,17 @@ mod tests {
         assert_eq!(neighbors.look_up(address(1), at(60_001)), Answer::Found(MAC));
         neighbors.learn(address(1), MAC, false, at(60_002));
         assert_eq!(neighbors.look_up(address(1), at(100_000)), Answer::Found(MAC));
+    }
+
+    #[test]
+    fn doubtful_answers_are_confirmed_and_used_meanwhile() {
+        let mut neighbors = Neighbors::default();
+        neighbors.learn(address(1), MAC, true, at(0));
+        assert_eq!(neighbors.look_up(address(1), at(1)), Answer::Found(MAC));
+        neighbors.doubt(at(2));
+        assert_eq!(neighbors.look_up(address(1), at(3)), Answer::Confirm(MAC));
+        neighbors.learn(address(1), MAC, false, at(4));
+        assert_eq!(neighbors.look_up(address(1), at(5)), Answer::Found(MAC));
     }
 
     #[test]

@@ -6,13 +6,14 @@ use crate::{
     flows::Flows,
     interface::{Interface, Out},
     link::{Config, Transmit},
+    neighbor::Neighbors,
     slab::Slab,
     tcp::{Segment, Tcp, register},
     udp::{self, Udp, UdpId},
 };
 use alloc::{vec, vec::Vec};
 use core::{
-    array,
+    array, mem,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     task::{Poll, Waker},
@@ -65,7 +66,7 @@ impl<T: Transmit> Stack<T> {
         let own = cards.iter().flat_map(|(config, _)| config.addresses());
         let mut interfaces = vec![Interface::loopback(own, random.next(), now)];
         for (config, card) in cards {
-            interfaces.push(Interface::card(config, card, random.next(), now));
+            interfaces.push(Interface::card(config, card, Neighbors::default(), random.next(), now));
         }
         Self {
             interfaces,
@@ -110,8 +111,8 @@ impl<T: Transmit> Stack<T> {
     pub fn replace_card(&mut self, card: usize, with: T, now: Instant) {
         let seed = self.random.next();
         let interface = &mut self.interfaces[LOOPBACK + 1 + card];
-        if let Out::Card { config, .. } = interface.out {
-            *interface = Interface::card(config, with, seed, now);
+        if let Out::Card { config, neighbors, .. } = &mut interface.out {
+            *interface = Interface::card(*config, with, mem::take(neighbors), seed, now);
         }
         self.tcp.touch_all();
     }
@@ -131,12 +132,16 @@ impl<T: Transmit> Stack<T> {
             .break_where(|local| !configs.iter().any(|config| config.addresses().any(|own| own == local)));
     }
 
-    /// Tells the link of a card where its addresses are.
+    /// Tells the link of a card where its addresses are now. Both ends of each connection through it
+    /// send again at once what was lost on the way between the two places. `again` repeats it, for
+    /// connections that have not got an answer since.
     ///
     /// # Panics
     /// If there is no such card.
-    pub fn announce(&mut self, card: usize) {
-        self.interfaces[LOOPBACK + 1 + card].announce();
+    pub fn announce(&mut self, card: usize, again: bool, now: Instant) {
+        let at = LOOPBACK + 1 + card;
+        self.interfaces[at].announce(now);
+        self.tcp.recover(&mut self.interfaces[at], at, again, now);
     }
 
     /// Connections of all kinds, also those that nobody has accepted, or any longer wants.

@@ -2,7 +2,7 @@
 
 use crate::{
     Error,
-    flow::FlowKey,
+    flow::{FlowKey, Spoken},
     flows::Flows,
     interface::Interface,
     link::Transmit,
@@ -51,6 +51,9 @@ const LINGER: Duration = Duration::from_secs(30);
 const TIMERS_MIN: usize = 64;
 /// What delayed acknowledgements wait for company.
 const ACK_DELAY: Duration = Duration::from_millis(10);
+/// So many repetitions of an acknowledgement have its receiver send again what it asks for (RFC 5681,
+/// 3.2).
+const DUPLICATES: u8 = 3;
 /// The next look at a connection that seems to have something to do, and could not.
 const RETRY: Duration = Duration::from_millis(1);
 
@@ -119,6 +122,10 @@ struct Connection {
     owner: Owner,
     /// Why it ended, if not in good order.
     error: Option<Error>,
+    /// What we said last.
+    said: Option<Spoken>,
+    /// The peer has said something since the connection was to recover last.
+    heard: bool,
     /// In the list of those that may have something to send.
     dirty: bool,
     /// Its entry among the timers; may be earlier than need be.
@@ -149,6 +156,24 @@ impl Connection {
             _ => socket.keep_alive().map(|interval| interval * KEEP_ALIVE_QUESTIONS),
         };
         socket.set_timeout(timeout);
+    }
+
+    /// Has what the peer has not acknowledged sent again now, rather than when time has shown that it
+    /// is lost: smoltcp is shown that time.
+    fn send_again<T: Transmit>(&mut self, interface: &mut Interface<T>, now: Instant) {
+        let socket = self.socket();
+        let opens_or_ends = !matches!(socket.state(), State::Established | State::CloseWait);
+        if socket.send_queue() == 0 && !opens_or_ends {
+            return;
+        }
+        // Acknowledgements that were put off come first, and could be taken for it.
+        let now = now + ACK_DELAY;
+        interface.send(&mut self.set, now);
+        if let Some(at) = interface.poll_at(&self.set, now)
+            && at < now + ACKNOWLEDGE_TIMEOUT / 2
+        {
+            interface.send(&mut self.set, at);
+        }
     }
 
     /// Whether there is nothing left to do for the peer.
@@ -244,6 +269,35 @@ impl Tcp {
         all.into_iter().for_each(|id| self.touch(id));
     }
 
+    /// Has both ends of each connection through interface `at` send again at once what the other
+    /// has not acknowledged. What was on its way while the interface led nowhere is lost, and their
+    /// timers would notice a second later at the earliest. `again` leaves out those that have got
+    /// an answer since.
+    pub(crate) fn recover<T: Transmit>(
+        &mut self,
+        interface: &mut Interface<T>,
+        at: usize,
+        again: bool,
+        now: Instant,
+    ) {
+        let concerned = |connection: &Connection| connection.interface == at && !(again && connection.heard);
+        for (_, connection) in self.connections.iter_mut().filter(|(_, it)| concerned(it)) {
+            connection.heard = false;
+            let is_open = !matches!(connection.socket().state(), State::SynReceived | State::Closed);
+            if let Some(said) = connection.said.filter(|_| is_open) {
+                let duplicate = said.acknowledgement(connection.local, connection.remote);
+                // The first may be news to the peer, if ours was lost.
+                for _ in 0..=DUPLICATES {
+                    let copy = |packet: &mut [u8]| packet.copy_from_slice(&duplicate);
+                    interface.out.send(duplicate.len(), None, now, copy);
+                }
+            }
+            connection.send_again(interface, now);
+            connection.said = interface.take_said().or(connection.said);
+        }
+        self.touch_all();
+    }
+
     /// Makes a socket with buffers, and says how much memory they take.
     ///
     /// The first connections get large buffers; the more there are, the smaller they get, so
@@ -319,6 +373,8 @@ impl Tcp {
         if connection.interface == at {
             let before = connection.socket().state();
             interfaces[at].receive(packet, &mut connection.set, now);
+            connection.said = interfaces[at].take_said().or(connection.said);
+            connection.heard = true;
             self.received(id, before, resets);
         }
         true
@@ -370,6 +426,8 @@ impl Tcp {
             remote,
             owner,
             error: None,
+            said: None,
+            heard: true,
             dirty: false,
             timer: None,
             ends: None,
@@ -438,6 +496,7 @@ impl Tcp {
             connection.watch_silence();
             let before = connection.socket().state();
             let done = interface.send(&mut connection.set, now);
+            connection.said = interface.take_said().or(connection.said);
             // Time alone ends what nobody has answered.
             if connection.socket().state() == State::Closed
                 && !matches!(before, State::Closed | State::TimeWait)
@@ -602,6 +661,8 @@ impl<T: Transmit> Stack<T> {
             remote,
             owner: Owner::Application,
             error: None,
+            said: None,
+            heard: true,
             dirty: false,
             timer: None,
             ends: None,

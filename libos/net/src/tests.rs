@@ -590,9 +590,47 @@ fn another_card_takes_over_and_connections_stay() {
     server.write(ours, b"on its way");
     let card = Card { frames: server.sent.clone(), features: Features::default(), room: server.room.clone() };
     server.stack.replace_card(0, card, at(5));
-    server.stack.announce(0);
+    server.stack.announce(0, false, at(5));
     exchange(&mut server, &mut client, at(5));
     assert_eq!(client.read(theirs), Some(Ok(b"on its way".to_vec())));
+}
+
+#[test]
+fn what_was_lost_on_the_way_between_two_places_is_sent_again_at_once() {
+    let cases = [(10, 10), (1000, 9_000), (0, 9_000), (1000, 0)];
+    for ((request, response), lost_again) in cases.into_iter().flat_map(|it| [(it, false), (it, true)]) {
+        let (mut server, mut client) = hosts();
+        for (to, port) in [(server.ipv4(), 80), (server.ipv6(), 81)] {
+            let (ours, theirs) = connected(&mut server, &mut client, SocketAddr::new(to, port), at(0));
+            // Either has heard the other before.
+            server.write(ours, b"first");
+            exchange(&mut server, &mut client, at(1));
+            assert_eq!(client.read(theirs), Some(Ok(b"first".to_vec())));
+            exchange(&mut server, &mut client, at(100));
+            let (request, response) = (vec![1; request], vec![2; response]);
+            server.write(ours, &response);
+            client.write(theirs, &request);
+            server.stack.send(at(101));
+            client.stack.send(at(101));
+            let lost = [server.sent.take(), client.sent.take()];
+            assert!(lost.iter().any(|frames| !frames.is_empty()));
+            let room = server.room.clone();
+            let card = Card { frames: server.sent.clone(), features: Features::default(), room };
+            server.stack.replace_card(0, card, at(102));
+            server.stack.announce(0, false, at(102));
+            if lost_again {
+                server.stack.send(at(102));
+                assert!(!server.sent.take().is_empty());
+                server.stack.announce(0, true, at(102));
+            }
+            exchange(&mut server, &mut client, at(102));
+            let read = |host: &mut Host, id| host.read(id).map_or(0, |bytes| bytes.unwrap().len());
+            assert_eq!(read(&mut server, ours), request.len(), "{to}");
+            assert_eq!(read(&mut client, theirs), response.len(), "{to}");
+            server.stack.close(ours, at(103));
+            exchange(&mut server, &mut client, at(103));
+        }
+    }
 }
 
 #[test]

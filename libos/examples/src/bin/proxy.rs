@@ -44,8 +44,8 @@ const CONNECTIONS: u32 = 1024;
 const IDLE: Duration = Duration::from_secs(60);
 /// How long the head of a request may take to come.
 const REQUEST: Duration = Duration::from_secs(10);
-/// How long it may take to connect to the server.
-const CONNECT: Duration = Duration::from_secs(5);
+/// How long it may take to connect to the server, which may be moving to another node.
+const CONNECT: Duration = Duration::from_secs(30);
 /// How long the server may think, and either side be silent in the middle of a body.
 const ANSWER: Duration = Duration::from_secs(60);
 /// Connections to the server that are kept while nobody needs them.
