@@ -152,24 +152,7 @@ impl Error {
 
 /// The status that goes with a kind of error.
 pub fn status(code: ErrorCode) -> StatusCode {
-    match code {
-        ErrorCode::BadRequest => StatusCode::BAD_REQUEST,
-        ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
-        ErrorCode::NoSuchCapsule
-        | ErrorCode::NoSuchImage
-        | ErrorCode::NoSuchNetwork
-        | ErrorCode::NoSuchPath => StatusCode::NOT_FOUND,
-        ErrorCode::NoSuchMethod => StatusCode::METHOD_NOT_ALLOWED,
-        ErrorCode::Ambiguous
-        | ErrorCode::NameTaken
-        | ErrorCode::PortTaken
-        | ErrorCode::NetworkInUse
-        | ErrorCode::WrongState => StatusCode::CONFLICT,
-        ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        ErrorCode::BadImage | ErrorCode::NotEnoughMemory => StatusCode::UNPROCESSABLE_ENTITY,
-        ErrorCode::NoRoom | ErrorCode::NoAddress => StatusCode::INSUFFICIENT_STORAGE,
-        ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-    }
+    StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 impl IntoResponse for Error {

@@ -13,7 +13,7 @@
 //! | `flood [N]` | writes without end, or N bytes |
 //! | `tick [MS]` | writes a line with a number every so often |
 //! | `sleep MS` | ends after a while |
-//! | `spin` | uses processor time until it is stopped |
+//! | `spin` | uses processor time until it is stopped, as much as its cap allows of one |
 //! | `stubborn` | as `spin`, but does not stop when asked |
 //! | `net` | prints the addresses of its network interfaces, a line each; wants a network |
 //! | `serve` | waits until it is stopped; wants a network |
@@ -368,7 +368,8 @@ impl Guest {
     fn cpu_time(&self) -> Duration {
         let spinning = matches!(self.program, Program::Spin | Program::Stubborn) && self.shutdown.is_none();
         let now = self.running_since.filter(|_| spinning).map_or(Duration::ZERO, |since| since.elapsed());
-        self.cpu_time + now + Duration::from_micros(50)
+        let share = if self.spec.cpu_cap == 0 { 1.0 } else { f64::from(self.spec.cpu_cap) / 100.0 };
+        self.cpu_time + now.mul_f64(share) + Duration::from_micros(50)
     }
 
     fn info(&self, domid: u32) -> DomainInfo {
@@ -577,6 +578,8 @@ impl Domain for SimDomain {
 
     fn set_scheduling(&self, cpu_cap: u16, weight: u16) -> Result<()> {
         self.with(|guest| {
+            guest.cpu_time = guest.cpu_time();
+            guest.running_since = guest.running_since.map(|_| Instant::now());
             (guest.spec.cpu_cap, guest.spec.weight) = (cpu_cap, weight);
             Ok(())
         })

@@ -126,15 +126,25 @@ fn is_scrubbed(command_line: &str) -> bool {
     scrubs.next_back().unwrap_or(true)
 }
 
+/// The first word with features that are wanted and are not here.
+fn lacking(wanted: &[u32], here: &[u32]) -> Option<String> {
+    wanted.iter().enumerate().find_map(|(word, &wanted)| {
+        // Whether there are several processors (HTT, CMP_LEGACY) says nothing of any instruction.
+        let of_topology = match word {
+            0 => 1 << 28,
+            3 => 1 << 1,
+            _ => 0,
+        };
+        let lacking = wanted & !here.get(word).copied().unwrap_or(0) & !of_topology;
+        (lacking != 0).then(|| format!("word {word}, bits {lacking:#x}"))
+    })
+}
+
 /// Checks whether this machine can run what is described.
 fn check(shared: &Shared, description: &Description) -> DomainResult<()> {
     let here = shared.host.hypercalls.cpu_features();
     let here = here.map_err(failed("asking Xen for the processor's features"))?;
-    let lacking = description.cpu_features.iter().enumerate().find_map(|(word, &wanted)| {
-        let lacking = wanted & !here.get(word).copied().unwrap_or(0);
-        (lacking != 0).then(|| format!("word {word}, bits {lacking:#x}"))
-    });
-    if let Some(lacking) = lacking {
+    if let Some(lacking) = lacking(&description.cpu_features, &here) {
         let message = format!(
             "this node's processor lacks features that the capsule may use (of Xen's feature set: {lacking}); \
              choose a node with the same kind of processor"
@@ -578,6 +588,14 @@ mod tests {
         let pins = Pins::new(&tables, &BTreeSet::from([1, 2]));
         let lacking = vec![(4, Level::L1), (6, Level::L4)];
         assert_eq!(pins, Pins { lacking, needless: vec![1] });
+    }
+
+    #[test]
+    fn features_must_be_here_but_processors_need_not_be_as_many() {
+        let (one, several) = ([0x0789_cbf5, 0, 0, 0], [0x1789_cbf5, 0, 0, 2]);
+        assert_eq!(lacking(&several, &one), None);
+        assert_eq!(lacking(&[0, 1 << 28, 0, 0], &one).unwrap(), "word 1, bits 0x10000000");
+        assert_eq!(lacking(&[0, 0, 0, 0, 1], &one).unwrap(), "word 4, bits 0x1");
     }
 
     #[test]

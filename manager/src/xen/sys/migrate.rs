@@ -218,10 +218,11 @@ impl Hypercalls {
     /// # Errors
     /// If Xen refuses.
     pub fn m2p_frames(&self) -> io::Result<(Vec<u64>, u64)> {
-        let mut last = 0;
+        // Despite its name, Xen's answer is one more than the last page: where memory ends with a
+        // piece, another piece would be asked for that there is not.
+        let mut entries = 0;
         // SAFETY: the pointer is to a live integer.
-        check(unsafe { xc::xc_maximum_ram_page(self.xch(), &mut last) })?;
-        let entries = last + 1;
+        check(unsafe { xc::xc_maximum_ram_page(self.xch(), &mut entries) })?;
         let pieces = entries.div_ceil(M2P_PIECE);
         let mut frames = vec![0u64; pieces as usize];
         // SAFETY: the pointer is to as many live integers as said.
