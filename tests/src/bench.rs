@@ -2,10 +2,12 @@
 
 pub mod cloud;
 pub mod density;
+pub mod drain;
 pub mod guest;
 pub mod http;
 pub mod kv;
 pub mod migrate;
 pub mod net;
+pub mod policy;
 pub mod run;
 pub mod tcp;

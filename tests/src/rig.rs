@@ -70,6 +70,12 @@ impl Node {
         Self::pair(Variant::Xl, "small", encrypt)
     }
 
+    /// Nodes as users have them, in one cloud.
+    pub fn several(nodes: usize, flavor: &str) -> anyhow::Result<Vec<Self>> {
+        let flavor = Flavor::named(flavor)?;
+        Self::start_all(Request { nodes, flavor, variant: Variant::Node, encrypt: false })
+    }
+
     /// Two nodes as [`Node::log_dirty`], in one cloud: their hypervisor tracks dirty pages of PV guests.
     pub fn two_log_dirty() -> anyhow::Result<[Self; 2]> {
         Self::pair(Variant::XlLogDirty, "small", false)
@@ -101,11 +107,38 @@ impl Node {
         Ok(nodes.into_iter().map(|node| Self { node, cloud: cloud.clone() }).collect())
     }
 
+    /// All nodes of its cloud that run now.
+    pub fn all(&self) -> anyhow::Result<Vec<Self>> {
+        let nodes = self.cloud.0.nodes()?;
+        Ok(nodes.into_iter().map(|node| Self { node, cloud: self.cloud.clone() }).collect())
+    }
+
     /// The command line for its cloud, as users have it: it finds the nodes by itself.
     pub fn cloud_fcap(&self, args: &[&str]) -> std::process::Command {
         let mut command = cli::fcap_command(args);
         command.env("FCAP_CLOUD", self.cloud.0.name());
         command
+    }
+
+    /// Runs the command line for its cloud; what it writes.
+    pub fn cloud_ok(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.cloud_fcap(args).output()?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "fcap {}: {error}", args.join(" "));
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// The same with JSON.
+    pub fn cloud_json(&self, args: &[&str]) -> anyhow::Result<serde_json::Value> {
+        Ok(serde_json::from_str(&self.cloud_ok(&[args, &["-o", "json"]].concat())?)?)
+    }
+
+    /// Kills the controller of its cloud where it is.
+    pub fn kill_controller(&self) -> anyhow::Result<()> {
+        let address = cloud::controller::find(&self.cloud.0).context("the controller does not run")?;
+        let status = std::process::Command::new("kill").args(["-9", &address.pid.to_string()]).status()?;
+        ensure!(status.success(), "the controller cannot be killed");
+        wait_until("the controller is gone", || Ok(cloud::controller::find(&self.cloud.0).is_none()))
     }
 
     /// Its name in its cloud.
@@ -226,15 +259,24 @@ fn forget_dead() -> anyhow::Result<()> {
 }
 
 /// Asks until the answer is yes, or fails after a minute: for what sends no event.
-pub fn wait_until(what: &str, mut question: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+pub fn wait_until(what: &str, question: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    wait_for(what, PATIENCE, question)
+}
+
+/// The same with another time.
+pub fn wait_for(
+    what: &str,
+    patience: Duration,
+    mut question: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
     let start = Instant::now();
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < patience {
         if question()? {
             return Ok(());
         }
         std::thread::sleep(LOOK);
     }
-    bail!("waited for a minute: {what}")
+    bail!("waited for {patience:?}: {what}")
 }
 
 /// Waits until dom0 has nothing left to do of what came before: domains are taken apart, and

@@ -1,20 +1,27 @@
 //! The command line: one file a verb.
 
 mod attach;
+mod audit;
 mod build;
 mod capsules;
 mod checkpoint;
 mod clone;
 mod cloud;
+mod cluster;
 mod completion;
+mod cost;
 mod create;
 mod events;
+mod explain;
 mod image;
 mod inspect;
 mod logs;
 mod migrate;
 mod network;
 mod new;
+mod node;
+mod operation;
+mod policy;
 mod port;
 mod prune;
 mod ps;
@@ -98,6 +105,15 @@ enum Verb {
     New(new::Args),
     Build(build::Args),
     Cloud(cloud::Args),
+    Node(node::Args),
+    #[command(visible_alias = "op")]
+    Operation(operation::Args),
+    Explain(explain::Args),
+    Policy(policy::Args),
+    Cost(cost::Args),
+    Audit(audit::Args),
+    #[command(hide = true)]
+    Cluster(cluster::Args),
     Version(version::Args),
     Completion(completion::Args),
     #[command(hide = true)]
@@ -105,11 +121,12 @@ enum Verb {
 }
 
 /// How the verbs are shown in `fcap --help`.
-const GROUPS: [(&str, &[&str]); 6] = [
+const GROUPS: [(&str, &[&str]); 7] = [
     ("Run", &["run", "create", "start", "restart", "stop", "kill", "pause", "unpause", "rm", "prune"]),
     ("Look", &["ps", "logs", "attach", "wait", "inspect", "port", "stats", "top", "events"]),
     ("Change", &["update", "rename", "network"]),
     ("Move", &["migrate", "save", "restore", "checkpoint", "clone", "stream"]),
+    ("Clusters", &["node", "policy", "operation", "explain", "cost", "audit"]),
     ("Make applications", &["new", "build", "image"]),
     ("Clouds and this program", &["cloud", "version", "completion"]),
 ];
@@ -196,6 +213,13 @@ impl Verb {
             Self::New(args) => args.call(),
             Self::Build(args) => args.call(),
             Self::Cloud(args) => args.call(globals),
+            Self::Node(args) => args.call(globals).await,
+            Self::Operation(args) => args.call(globals).await,
+            Self::Explain(args) => args.call(globals).await,
+            Self::Policy(args) => args.call(globals).await,
+            Self::Cost(args) => args.call(globals).await,
+            Self::Audit(args) => args.call(globals).await,
+            Self::Cluster(args) => args.call(globals).await,
             Self::Version(args) => args.call(globals).await,
             Self::Completion(args) => args.call(),
             Self::Man(args) => args.call(),

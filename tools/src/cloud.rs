@@ -4,6 +4,7 @@
 //! ```text
 //! $XDG_DATA_HOME/fcap/clouds/NAME/lock          held while nodes come and go
 //! $XDG_DATA_HOME/fcap/clouds/NAME/lan.json      the wire between its nodes (see `lan`)
+//! $XDG_DATA_HOME/fcap/clouds/NAME/controller.*  its controller (see `controller`)
 //! $XDG_DATA_HOME/fcap/clouds/NAME/NODE/         made before the machine is started
 //!                                 NODE/node.json  written last: the node is up
 //!                                 NODE/{pid,qmp,console.log,qemu.log}   of at most 16 MiB each
@@ -22,6 +23,7 @@ use fcap_api::{Protocol, PublishedPort};
 use serde::{Deserialize, Serialize};
 
 mod accel;
+pub mod controller;
 mod flavor;
 mod image;
 mod lan;
@@ -29,6 +31,7 @@ mod node;
 mod overlay;
 mod ports;
 mod process;
+mod provider;
 mod qemu;
 mod qmp;
 mod template;
@@ -130,6 +133,20 @@ pub enum CloudError {
         /// What was asked for.
         node: String,
     },
+    /// Nodes of a local cloud are numbered.
+    #[error("{0:?} is no name for a node of a local cloud: they are node1, node2 and so on")]
+    BadNodeName(String),
+    /// Somebody else has started it.
+    #[error("there is a node {0} already")]
+    NodeTaken(String),
+    /// The cloud's controller does not come up.
+    #[error("the controller of cloud {cloud} does not come up: {reason}")]
+    Controller {
+        /// The cloud.
+        cloud: String,
+        /// What it said.
+        reason: String,
+    },
     /// Another program listens on the port, or another node forwards it.
     #[error("port {port}/{protocol} of this computer is already taken: publish another one")]
     PortTaken {
@@ -186,8 +203,14 @@ pub struct Node {
     pub pid: u32,
     /// How its processors are run.
     pub accelerator: Accelerator,
+    /// What it is made of.
+    #[serde(default)]
+    pub variant: Variant,
     /// When it was started, milliseconds since the Unix epoch.
     pub started_ms: u64,
+    /// The operation of the controller that wanted it.
+    #[serde(default)]
+    pub tag: Option<String>,
 }
 
 impl Node {
@@ -295,7 +318,7 @@ impl Cloud {
         self.add(request, progress, |places, template, lan| {
             std::thread::scope(|scope| {
                 let start = |place: &Place| {
-                    node::start(&place.folder, place.index, template, request.flavor, lan, false)
+                    node::start(&place.folder, place.index, template, request.flavor, lan, false, None)
                 };
                 let starts: Vec<_> = places.iter().map(|place| scope.spawn(move || start(place))).collect();
                 starts
@@ -313,10 +336,67 @@ impl Cloud {
     /// When one of them does not come up; then none of the new ones stays.
     pub fn up_tied(&self, request: &Request, progress: Progress<'_>) -> Result<Vec<Node>> {
         self.add(request, progress, |places, template, lan| {
-            let start =
-                |place: &Place| node::start(&place.folder, place.index, template, request.flavor, lan, true);
+            let start = |place: &Place| {
+                node::start(&place.folder, place.index, template, request.flavor, lan, true, None)
+            };
             places.iter().map(start).collect()
         })
+    }
+
+    /// Starts one node of that name, or finds the one that was started with the same tag.
+    ///
+    /// # Errors
+    /// When another one has the name, or it does not come up.
+    pub fn create(&self, name: &str, flavor: &Flavor, tag: &str, progress: Progress<'_>) -> Result<Node> {
+        let index = name.strip_prefix("node").and_then(|number| number.parse().ok());
+        let index = index.filter(|&index| index > 0 && name == format!("node{index}"));
+        let index = index.ok_or_else(|| CloudError::BadNodeName(name.into()))?;
+        let lock = self.lock(progress)?;
+        self.reconcile(&lock)?;
+        if let Ok((node, _)) = self.node(name) {
+            return if node.tag.as_deref() == Some(tag) {
+                Ok(node)
+            } else {
+                Err(CloudError::NodeTaken(name.into()))
+            };
+        }
+        let folder = self.folder.join(name);
+        let count = folders(&self.folder)?.len() + 1;
+        if count > MAX_NODES {
+            return Err(CloudError::TooManyNodes(count));
+        }
+        // As the others are.
+        let variant = self.running()?.first().map_or(Variant::Node, |node| node.variant);
+        let template = template::ensure(variant, flavor, progress)?;
+        let lan = self.lan(false)?;
+        let started = node::start(&folder, index, &template, flavor, &lan, false, Some(tag));
+        let joined = started.and_then(|node| {
+            let nodes = self.running()?;
+            if nodes.len() > 1 {
+                overlay::join(&nodes, std::slice::from_ref(&node), &lan, progress)?;
+            }
+            Ok(node)
+        });
+        if joined.is_err() {
+            node::remove(&folder)?;
+        }
+        joined
+    }
+
+    /// Has what led to published ports of one node lead to another. Either may be gone.
+    ///
+    /// # Errors
+    /// As [`Cloud::publish`].
+    pub fn move_ports(&self, ports: &[PublishedPort], from: &str, to: &str) -> Result<()> {
+        if let Ok((node, folder)) = self.node(from) {
+            ports::remove(&folder, &node, ports)?;
+        }
+        self.publish(to, ports)
+    }
+
+    /// Where what belongs to the cloud as a whole is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     fn add(
@@ -420,6 +500,8 @@ impl Cloud {
         if !self.folder.exists() {
             return Ok(0);
         }
+        // Before it starts a node again that it misses.
+        controller::end(self);
         let _lock = self.lock(progress)?;
         let nodes = folders(&self.folder)?;
         for node in &nodes {

@@ -105,6 +105,14 @@ pub fn parse_since_ms(text: &str) -> Result<u64, String> {
     u64::try_from(time.as_millisecond()).map_err(|_| error())
 }
 
+/// A span of time: `30s`, `10m`, `2h30m`.
+///
+/// # Errors
+/// When it is none.
+pub fn parse_span(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|()| "not a time: write 30s, 10m or 2h30m".to_owned())
+}
+
 /// `90s`, `10m`, `2h30m`, `1d`, `250ms`.
 fn parse_duration(text: &str) -> Result<Duration, ()> {
     let mut rest = text;

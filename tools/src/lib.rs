@@ -13,7 +13,6 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
-pub mod client;
 pub mod cloud;
 pub mod fleet;
 pub mod forwards;
@@ -26,3 +25,5 @@ pub mod project;
 pub mod stdio;
 pub mod target;
 pub mod terminal;
+
+pub use fcap_client as client;

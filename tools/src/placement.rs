@@ -1,6 +1,6 @@
 //! Which node a new capsule goes to: the one with the most free memory, unless the user names one.
 //!
-//! A cluster's controller knows more and decides better; this serves where there is none.
+//! A cluster's controller says to which nodes nothing may come.
 
 use crate::client::{Client, ClientError};
 use crate::fleet::Fleet;
@@ -18,6 +18,12 @@ pub enum PlacementError {
         /// Names that would do.
         nodes: String,
     },
+    /// Nothing may come to any node.
+    #[error("all nodes are cordoned: {nodes}; `fcap node uncordon` lets capsules come again")]
+    AllCordoned {
+        /// The nodes.
+        nodes: String,
+    },
     /// No node answers.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -31,8 +37,9 @@ pub async fn choose<'a>(
     fleet: &'a Fleet,
     spec: &CreateCapsule,
     wanted: Option<&str>,
+    controller: Option<&Client>,
 ) -> Result<&'a Client, PlacementError> {
-    if let ([only], None) = (fleet.nodes(), wanted) {
+    if let ([only], None, None) = (fleet.nodes(), wanted, controller) {
         return Ok(only);
     }
     let mut nodes = Vec::new();
@@ -41,6 +48,14 @@ pub async fn choose<'a>(
         match answer {
             Ok(node) => nodes.push((client, node)),
             Err(error) => failure = Some(error),
+        }
+    }
+    if let (None, Some(controller)) = (wanted, controller) {
+        let closed = controller.cluster_nodes().await?.into_iter().filter(|node| node.cordoned);
+        let closed: Vec<String> = closed.map(|node| node.name).collect();
+        nodes.retain(|(_, node)| !closed.contains(&node.name));
+        if nodes.is_empty() && failure.is_none() {
+            return Err(PlacementError::AllCordoned { nodes: closed.join(", ") });
         }
     }
     let best = match wanted {

@@ -4,7 +4,7 @@
 //! there (inside a node's dom0); the nodes of the local cloud.
 
 use crate::client::{self, Address, Client};
-use crate::cloud::{Cloud, DEFAULT_CLOUD, FLAVORS, Node, Request, Variant};
+use crate::cloud::{Cloud, DEFAULT_CLOUD, FLAVORS, Node, Request, Variant, controller};
 use crate::fleet::Fleet;
 use crate::forwards::Forwards;
 use crate::progress::Steps;
@@ -94,6 +94,38 @@ impl Globals {
         let nodes = Cloud::new(&self.cloud)?.up(&request, &|step| steps.step(step));
         steps.finish();
         self.fleet_of(&nodes?)
+    }
+
+    /// The controller of the cluster: the server that the user named, or that of the local cloud,
+    /// which is started if need be.
+    ///
+    /// # Errors
+    /// When there is neither, or it does not come up.
+    pub async fn controller(&self) -> anyhow::Result<Client> {
+        let mut servers = self.servers()?;
+        if let Some(server) = servers.pop() {
+            anyhow::ensure!(servers.is_empty(), "a cluster has one controller: give one --host");
+            return Ok(server);
+        }
+        let cloud = Cloud::new(&self.cloud)?;
+        if cloud.nodes()?.is_empty() && controller::find(&cloud).is_none() {
+            return Err(NoCloud(self.cloud.clone()).into());
+        }
+        let address = tokio::task::spawn_blocking(move || controller::ensure(&cloud)).await??;
+        Ok(Client::new(address.url.parse()?, Some(&address.token), self.debug)?)
+    }
+
+    /// Who says to which nodes of the local cloud nothing may come, where a local cloud is what is
+    /// spoken to. For the sake of one node alone no controller is started.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn local_controller(&self, fleet: &Fleet) -> anyhow::Result<Option<Client>> {
+        if !self.servers()?.is_empty() {
+            return Ok(None);
+        }
+        let runs = controller::find(&Cloud::new(&self.cloud)?).is_some();
+        if runs || fleet.nodes().len() > 1 { self.controller().await.map(Some) } else { Ok(None) }
     }
 
     /// What of the nodes' published ports is forwarded from this machine.

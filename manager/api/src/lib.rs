@@ -47,6 +47,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+pub mod cluster;
 pub mod migrate;
 mod network;
 pub mod stream;
@@ -93,6 +94,12 @@ pub enum ErrorCode {
     NoSuchImage,
     /// 404: no such network.
     NoSuchNetwork,
+    /// 404: the cluster has no such node.
+    NoSuchNode,
+    /// 404: the controller has no such operation.
+    NoSuchOperation,
+    /// 404: the controller has no such policy.
+    NoSuchPolicy,
     /// 404: no such path.
     NoSuchPath,
     /// 405: the path has no such method.
@@ -119,6 +126,34 @@ pub enum ErrorCode {
     NoAddress,
     /// 500: the hypervisor or the node failed.
     Internal,
+    /// 503: a node that is needed does not answer the controller.
+    NodeUnreachable,
+}
+
+impl ErrorCode {
+    /// The HTTP status that goes with it.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::BadRequest => 400,
+            Self::Unauthorized => 401,
+            Self::NoSuchCapsule
+            | Self::NoSuchImage
+            | Self::NoSuchNetwork
+            | Self::NoSuchNode
+            | Self::NoSuchOperation
+            | Self::NoSuchPolicy
+            | Self::NoSuchPath => 404,
+            Self::NoSuchMethod => 405,
+            Self::Ambiguous | Self::NameTaken | Self::PortTaken | Self::NetworkInUse | Self::WrongState => {
+                409
+            }
+            Self::TooLarge => 413,
+            Self::BadImage | Self::NotEnoughMemory => 422,
+            Self::Internal => 500,
+            Self::NodeUnreachable => 503,
+            Self::NoRoom | Self::NoAddress => 507,
+        }
+    }
 }
 
 /// What answers.

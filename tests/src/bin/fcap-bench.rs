@@ -13,10 +13,12 @@ fn main() -> anyhow::Result<()> {
         ["http"] => fcap_tests::bench::http::run()?,
         ["kv"] => fcap_tests::bench::kv::run()?,
         ["tcp"] => fcap_tests::bench::tcp::run()?,
+        ["policy"] => fcap_tests::bench::policy::run()?,
+        ["drain"] => fcap_tests::bench::drain::run()?,
         ["migrate"] => migrate::run(migrate::Extent::All)?,
         ["migrate", "--quick"] => migrate::run(migrate::Extent::Quick)?,
         _ => anyhow::bail!(
-            "no benchmark {args:?}; there are run [--net], density, cloud, http, kv, tcp, migrate [--quick]"
+            "no benchmark {args:?}; there are run [--net], density, cloud, http, kv, tcp, drain, policy, migrate [--quick]"
         ),
     };
     println!("{figures}");

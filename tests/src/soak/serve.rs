@@ -4,15 +4,15 @@
 //! The clients are on this computer. They reach the servers through a proxy each, a capsule that
 //! stays where it is: so it is the proxies' connections that are open while their other end moves.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use fcap_api::migrate::Moved;
 
+use crate::load::{self, Load};
 use crate::moves;
 use crate::rig::Node;
 use crate::stats;
@@ -34,8 +34,7 @@ pub fn run(times: u32) -> anyhow::Result<()> {
     // One of them is on the node that the servers leave first, the other where they go.
     let web = proxy("web-proxy", &one, "tcp://web:80", "80")?;
     let store = proxy("store-proxy", &two, "tcp://store:6379", "6379")?;
-    let url = format!("http://127.0.0.1:{web}/");
-    let wrk = Load::start(&["wrk", "-t", "1", "-c", CONNECTIONS, "-d", "24h", "--timeout", "60", &url])?;
+    let wrk = Load::wrk(web, CONNECTIONS)?;
     let store_port = store.to_string();
     // For ever, silently.
     let redis =
@@ -51,11 +50,7 @@ pub fn run(times: u32) -> anyhow::Result<()> {
     let (moved, watched_web, watched_store) = (moved?, watched_web?, watched_store?);
     // It goes on for ever unless it finds an error.
     redis.end_running()?;
-    let report = wrk.interrupt()?;
-    let line = |what: &str| report.lines().map(str::trim).find(|line| line.contains(what));
-    let requests = line("requests in").with_context(|| report.clone())?;
-    ensure!(line("Socket errors").is_none() && line("Non-2xx").is_none(), "wrk: {report}");
-    println!("wrk: {requests}; no error");
+    println!("wrk: {}; no error", wrk.end_wrk()?);
     println!("redis-benchmark: no error");
     let downtimes: Vec<f64> = moved.iter().map(|moved| moved.downtime_ms).collect();
     println!("{}", stats::summary("downtime reported", "ms", &downtimes));
@@ -85,44 +80,6 @@ fn back_and_forth(one: &Node, two: &Node, times: u32) -> anyhow::Result<Vec<Move
     Ok(all)
 }
 
-/// A load generator.
-struct Load(Child);
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Load {
-    fn start(words: &[&str]) -> anyhow::Result<Self> {
-        let mut command = Command::new(words[0]);
-        command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
-        Ok(Self(command.spawn().with_context(|| format!("{words:?}; `cargo xtask setup` installs it"))?))
-    }
-
-    /// Ends it; it must not have ended by itself.
-    fn end_running(mut self) -> anyhow::Result<()> {
-        let ended = self.0.try_wait()?;
-        ensure!(ended.is_none(), "redis-benchmark ended with {ended:?}: {}", self.output()?);
-        Ok(())
-    }
-
-    /// Has it end as from the keyboard, and returns its report.
-    fn interrupt(mut self) -> anyhow::Result<String> {
-        let status = Command::new("kill").args(["-INT", &self.0.id().to_string()]).status()?;
-        ensure!(status.success(), "it has ended before: {}", self.output()?);
-        self.output()
-    }
-
-    fn output(&mut self) -> anyhow::Result<String> {
-        let mut text = String::new();
-        self.0.stdout.take().context("its output is a pipe")?.read_to_string(&mut text)?;
-        Ok(text)
-    }
-}
-
 /// Requests one after the other over one connection.
 trait Dialogue {
     /// Asks, and checks the answer.
@@ -148,19 +105,6 @@ fn watch(stop: &AtomicBool, port: u16, mut dialogue: impl Dialogue) -> anyhow::R
     Ok(watched)
 }
 
-fn read_until(stream: &mut TcpStream, mut done: impl FnMut(&[u8]) -> bool) -> anyhow::Result<Vec<u8>> {
-    let mut answer = Vec::new();
-    let mut piece = [0; 4096];
-    while !done(&answer) {
-        let len = stream.read(&mut piece)?;
-        if len == 0 {
-            bail!("the connection was closed after {:?}", String::from_utf8_lossy(&answer));
-        }
-        answer.extend_from_slice(&piece[..len]);
-    }
-    Ok(answer)
-}
-
 /// The same page each time.
 #[derive(Default)]
 struct Pages {
@@ -169,11 +113,7 @@ struct Pages {
 
 impl Dialogue for Pages {
     fn turn(&mut self, stream: &mut TcpStream) -> anyhow::Result<()> {
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n")?;
-        let answer = read_until(stream, |answer| answer.ends_with(b"</html>\n"))?;
-        let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").context("a head")?;
-        ensure!(answer.starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&answer));
-        let page = answer[end..].to_vec();
+        let page = load::page(stream)?;
         let first = self.first.get_or_insert_with(|| page.clone());
         ensure!(*first == page, "another page: {:?}", String::from_utf8_lossy(&page));
         Ok(())
@@ -189,7 +129,7 @@ struct Counts {
 impl Dialogue for Counts {
     fn turn(&mut self, stream: &mut TcpStream) -> anyhow::Result<()> {
         stream.write_all(b"INCR watched\r\n")?;
-        let answer = read_until(stream, |answer| answer.ends_with(b"\r\n"))?;
+        let answer = load::read_until(stream, |answer| answer.ends_with(b"\r\n"))?;
         self.last += 1;
         ensure!(answer == format!(":{}\r\n", self.last).as_bytes(), "{:?} after {}", answer, self.last - 1);
         Ok(())

@@ -1,6 +1,6 @@
 //! `fcap cloud`: nodes on the user's own computer.
 
-use crate::cloud::{Cloud, FLAVORS, Flavor, Node, Request, Variant};
+use crate::cloud::{Cloud, FLAVORS, Flavor, Node, Request, Variant, controller};
 use crate::human::{ago, now_ms, size_kib};
 use crate::output::{self, Format, table};
 use crate::progress::Steps;
@@ -99,9 +99,12 @@ impl UpArgs {
         let variant = if self.compare { Variant::Xl } else { Variant::Node };
         let request = Request { nodes: self.nodes, flavor: self.flavor, variant, encrypt: self.encrypt };
         let steps = Steps::new();
-        let started = Cloud::new(name)?.up(&request, &|step| steps.step(step));
+        let cloud = Cloud::new(name)?;
+        let started = cloud.up(&request, &|step| steps.step(step));
         steps.finish();
-        for node in started? {
+        let started = started?;
+        controller::begin(&cloud)?;
+        for node in started {
             output::print(&format!("{}\n", node.name))?;
         }
         Ok(0)

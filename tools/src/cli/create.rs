@@ -27,7 +27,7 @@ impl Args {
         let mut prepared = self.spec.prepare()?;
         prepared.spec.no_start = true;
         let fleet = globals.fleet_or_start().await?;
-        let node = prepared.place(&fleet).await?;
+        let node = prepared.place(globals, &fleet).await?;
         Ok(prepared.submit(node, async |spec| node.create(spec).await).await?.id)
     }
 }

@@ -45,7 +45,7 @@ impl Args {
         let interactive = self.spec.interactive;
         let mut prepared = self.spec.prepare()?;
         let fleet = globals.fleet_or_start().await?;
-        let node = prepared.place(&fleet).await?;
+        let node = prepared.place(globals, &fleet).await?;
         let forwards = globals.forwards()?;
         if self.detach {
             let capsule = prepared.submit(node, async |spec| node.create(spec).await).await?;

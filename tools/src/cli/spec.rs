@@ -8,6 +8,7 @@ use crate::human::parse_memory_kib;
 use crate::image::resolve::{Resolved, resolve};
 use crate::image::{ImageError, LocalImage};
 use crate::placement;
+use crate::target::Globals;
 use anyhow::{Context as _, bail};
 use fcap_api::{CreateCapsule, DEFAULT_NETWORK, ErrorCode, PublishPort, RestartPolicy};
 use std::collections::BTreeMap;
@@ -145,8 +146,14 @@ impl SpecArgs {
 
 impl Prepared {
     /// Chooses a node and completes what is left open until then.
-    pub(super) async fn place<'a>(&mut self, fleet: &'a Fleet) -> anyhow::Result<&'a Client> {
-        let node = placement::choose(fleet, &self.spec, self.node.as_deref()).await?;
+    pub(super) async fn place<'a>(
+        &mut self,
+        globals: &Globals,
+        fleet: &'a Fleet,
+    ) -> anyhow::Result<&'a Client> {
+        let controller = globals.local_controller(fleet).await?;
+        let wanted = self.node.as_deref();
+        let node = placement::choose(fleet, &self.spec, wanted, controller.as_ref()).await?;
         if let Some(name) = &self.spec.name {
             fleet.check_name(name, node).await?;
         }

@@ -3,12 +3,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::{AtPath, CloudError, Result};
 
 /// What nodes are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Variant {
     /// What runs capsules, and nothing else.
+    #[default]
     Node,
     /// For benchmarks and tests: with `xl`, and a root shell on its own port.
     Xl,

@@ -30,7 +30,7 @@ pub(super) fn remove(folder: &Path) -> Result<()> {
 }
 
 /// Clones the template into `folder` and gives the clone its identity, that of node number
-/// `index`. A `tied` one ends with the calling thread.
+/// `index`. A `tied` one ends with the calling thread; the `tag` says who wanted it.
 pub(super) fn start(
     folder: &Path,
     index: u16,
@@ -38,6 +38,7 @@ pub(super) fn start(
     flavor: &Flavor,
     lan: &Lan,
     tied: bool,
+    tag: Option<&str>,
 ) -> Result<Node> {
     make_private(folder)?;
     let machine = Machine {
@@ -45,7 +46,7 @@ pub(super) fn start(
         flavor,
         accelerator: template.accelerator,
         memory: &template.memory(),
-        shell: template.shell,
+        shell: template.variant.has_shell(),
         tied,
         begin: Begin::Clone { lan },
     };
@@ -62,7 +63,9 @@ pub(super) fn start(
         token: random_hex(32)?,
         pid: running.child.id(),
         accelerator: template.accelerator,
+        variant: template.variant,
         started_ms: u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX),
+        tag: tag.map(str::to_owned),
     };
     adopt(&node, &template.token()?, &mut running)?;
     // Complete under its own name, or not there at all.

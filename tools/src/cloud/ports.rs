@@ -103,6 +103,17 @@ pub(super) fn retain(folder: &Path, node: &Node, ports: &[PublishedPort]) -> Res
     Ok(())
 }
 
+/// Forwards these ports no more; those that are not forwarded are as good.
+pub(super) fn remove(folder: &Path, node: &Node, ports: &[PublishedPort]) -> Result<()> {
+    let mut qmp = Qmp::connect(&node.name, &folder.join("qmp"))?;
+    let present = forwards(&qmp.monitor(TABLE)?);
+    for forward in ports.iter().map(Forward::of).filter(|forward| present.contains(forward)) {
+        let Forward { protocol, outer, .. } = forward;
+        qmp.monitor(&format!("hostfwd_remove {NETDEV} {protocol}:127.0.0.1:{outer}"))?;
+    }
+    Ok(())
+}
+
 fn add_one(qmp: &mut Qmp, node: &Node, forward: Forward) -> Result<()> {
     let Forward { protocol, outer, inner } = forward;
     let command = format!("hostfwd_add {NETDEV} {protocol}:127.0.0.1:{outer}-:{inner}");

@@ -14,17 +14,26 @@ use nix::unistd::Pid;
 
 /// Whether process `pid` is the machine of `folder`.
 pub(super) fn runs(folder: &Path, pid: u32) -> bool {
+    is_about(&folder.join("pid"), pid)
+}
+
+/// Whether the command line of process `pid` names a file.
+pub(super) fn is_about(wanted: &Path, pid: u32) -> bool {
     let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-    let wanted = folder.join("pid");
     let mut words = line.split(|&byte| byte == 0).map(OsStr::from_bytes);
     words.any(|word| word == wanted.as_os_str())
 }
 
 /// Ends all machines of `folder` and waits until they are gone.
 pub(super) fn end_all(folder: &Path) {
+    end_all_about(&folder.join("pid"));
+}
+
+/// Ends all processes whose command line names a file, and waits until they are gone.
+pub(super) fn end_all_about(file: &Path) {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if runs(folder, pid) {
+        if is_about(file, pid) {
             end(pid);
         }
     }

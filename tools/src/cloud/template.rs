@@ -33,8 +33,8 @@ pub(super) struct Template {
     pub(super) image: NodeImage,
     /// How it was run, and clones must be.
     pub(super) accelerator: Accelerator,
-    /// Whether it has a shell.
-    pub(super) shell: bool,
+    /// What it is made of.
+    pub(super) variant: Variant,
     folder: PathBuf,
 }
 
@@ -64,7 +64,7 @@ pub(super) fn ensure(variant: Variant, flavor: &Flavor, progress: Progress<'_>) 
     make_private(&templates)?;
     let key = key(&image, flavor, accelerator)?;
     let folder = templates.join(&key);
-    let template = Template { image, accelerator, shell: variant.has_shell(), folder };
+    let template = Template { image, accelerator, variant, folder };
     discard_halves()?;
     let lock_path = templates.join(format!("{key}.lock"));
     let lock = fs::File::create(&lock_path).at("open", &lock_path)?;
@@ -112,7 +112,7 @@ fn boot(template: &Template, flavor: &Flavor, folder: &Path) -> Result<()> {
         flavor,
         accelerator: template.accelerator,
         memory: &folder.join("ram"),
-        shell: template.shell,
+        shell: template.variant.has_shell(),
         // Of no use to anybody else.
         tied: true,
         begin: Begin::Boot { image: &template.image, linux_args: &format!("fcap.token={token}") },

@@ -7,4 +7,5 @@ mod lifecycle;
 mod looking;
 mod making;
 mod network;
+mod policy;
 mod rig;

@@ -7,20 +7,25 @@ use anyhow::{Context, Result, ensure};
 
 use crate::image::list::Variant;
 use crate::run::{program, visibly};
-use crate::{task_build, task_setup, tree};
+use crate::{task_bench, task_build, task_setup, tree};
 
 pub(crate) const HELP: &str = "\
-cargo xtask demo
+cargo xtask demo [NAME]
 
 Installs what is missing, builds everything, starts a local cloud of its own, runs real
-programs on real input, shows them in `fcap ps` and `fcap logs`, and ends the cloud.";
+programs on real input, shows them in `fcap ps` and `fcap logs`, and ends the cloud.
+
+  consolidate  two nodes that are half idle become one, and two again when the load rises: a
+               policy decides, with the bill
+  scale-up     web servers move from a small node to a large one and back under load, with the bill";
 
 /// A cloud of its own, so that the demo does not disturb another.
 const CLOUD: &str = "demo";
 
 pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
-    if let Some(arg) = args.next()? {
-        return Err(arg.unexpected().into());
+    let args: Vec<_> = args.raw_args()?.collect();
+    if !args.is_empty() {
+        return task_bench::run_binary("fcap-demo", &[Variant::Node], &args);
     }
     task_setup::ensure_installed()?;
     task_build::everything(&[Variant::Node])?;

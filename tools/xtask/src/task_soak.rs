@@ -14,6 +14,7 @@ cargo xtask soak NAME [--short] [--seed N]
   serve    a web server and a store move 100 times while clients ask them
   memory   a capsule that verifies 64 MiB which it keeps rewriting moves 200 times
   faults   500 moves in which a daemon is killed, the link fails, or there is no memory
+  control  200 kills of the controller and of fcapd while nodes are emptied and replaced
   --short  what the tests run
   --seed   repeats a run that has printed its seed";
 

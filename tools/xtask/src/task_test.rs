@@ -133,6 +133,9 @@ fn end_to_end(t: &mut Tally) -> Result<()> {
         t.suite("soak serve", &mut program(&["target/release/fcap-soak", "serve", "--short"]))?;
         t.suite("soak memory", &mut program(&["target/release/fcap-soak", "memory", "--short"]))?;
         t.suite("soak faults", &mut program(&["target/release/fcap-soak", "faults", "--short"]))?;
+        t.suite("soak control", &mut program(&["target/release/fcap-soak", "control", "--short"]))?;
+        t.suite("demo scale-up", &mut program(&["target/release/fcap-demo", "scale-up"]))?;
+        t.suite("demo consolidate", &mut program(&["target/release/fcap-demo", "consolidate"]))?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Capsules that move, and their images.
 
-use super::{Client, ClientError, MAX_EVENT, REQUEST, Result};
+use super::cluster::next_line;
+use super::{Client, ClientError, REQUEST, Result};
 use fcap_api::migrate::{
     IMAGE_MEDIA_TYPE, Invitation, Migrate, MigrationIdentity, Progress, SaveMode, Ticket,
 };
@@ -75,20 +76,7 @@ impl Moving {
     /// # Errors
     /// When the connection breaks.
     pub async fn next(&mut self) -> Result<Option<Progress>> {
-        loop {
-            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                let progress = serde_json::from_slice(&line);
-                return progress.map(Some).map_err(|error| self.client.protocol(error.to_string()));
-            }
-            if self.buffer.len() > MAX_EVENT {
-                return Err(self.client.protocol("a line of progress has no end".into()));
-            }
-            match self.answer.chunk().await.map_err(|error| self.client.failed(&error))? {
-                Some(chunk) => self.buffer.extend_from_slice(&chunk),
-                None => return Ok(None),
-            }
-        }
+        next_line(&mut self.answer, &self.client, &mut self.buffer).await
     }
 }
 

@@ -1,7 +1,10 @@
 //! One server of the REST API, as a set of async calls.
+#![forbid(unsafe_code)]
 
+mod cluster;
 mod migrate;
 
+pub use cluster::Operations;
 pub use migrate::{Moving, Saving};
 
 use fcap_api::stream::{Decoder, Frame, FrameError};
@@ -184,6 +187,26 @@ impl Client {
             reason: chain(&error),
         })?;
         Ok(Self { http, base, address, debug })
+    }
+
+    /// A server at `base`, reached by `http`, which knows how to be trusted there.
+    pub fn over(http: reqwest::Client, base: &str) -> Self {
+        Self { http, base: base.to_owned(), address: Address::Http(base.to_owned()), debug: false }
+    }
+
+    /// Passes a request on as it is, but for its address; the answer may be an error.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn forward(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: reqwest::Body,
+    ) -> Result<Response> {
+        let request = self.request(method, path).headers(headers).body(body);
+        request.send().await.map_err(|error| self.failed(&error))
     }
 
     /// Where it listens.

@@ -1,0 +1,175 @@
+//! What a cluster's controller adds.
+
+use super::{Client, ClientError, MAX_EVENT, REQUEST, Reference, Result};
+use fcap_api::cluster::{
+    AddNode, AuditEntry, Bill, ClusterNode, Drain, MoveTo, Operation, Placement, Policy, PolicyResult,
+    PolicyRun, PolicySpec, Replace, TestPolicy, UpdateClusterNode, View,
+};
+use reqwest::{Method, Response};
+
+impl Client {
+    /// The cluster's nodes.
+    pub async fn cluster_nodes(&self) -> Result<Vec<ClusterNode>> {
+        self.get("/v1/nodes").await
+    }
+
+    /// One node of the cluster.
+    pub async fn cluster_node(&self, name: &str) -> Result<ClusterNode> {
+        self.get(&format!("/v1/nodes/{name}")).await
+    }
+
+    /// Has the provider start a node.
+    pub async fn add_node(&self, add: &AddNode) -> Result<Operation> {
+        self.json(self.request(Method::POST, "/v1/nodes").json(add)).await
+    }
+
+    /// Changes what the controller keeps of a node.
+    pub async fn update_cluster_node(&self, name: &str, update: &UpdateClusterNode) -> Result<ClusterNode> {
+        self.json(self.request(Method::PATCH, &format!("/v1/nodes/{name}")).json(update)).await
+    }
+
+    /// Lets nothing new come to a node, or lets it again.
+    pub async fn cordon(&self, name: &str, cordoned: bool) -> Result<ClusterNode> {
+        let verb = if cordoned { "cordon" } else { "uncordon" };
+        self.json(self.request(Method::POST, &format!("/v1/nodes/{name}/{verb}"))).await
+    }
+
+    /// Moves all capsules of a node away.
+    pub async fn drain(&self, name: &str, drain: &Drain) -> Result<Operation> {
+        self.json(self.request(Method::POST, &format!("/v1/nodes/{name}/drain")).json(drain)).await
+    }
+
+    /// Starts a node, moves everything to it, and destroys the old one.
+    pub async fn replace(&self, name: &str, replace: &Replace) -> Result<Operation> {
+        self.json(self.request(Method::POST, &format!("/v1/nodes/{name}/replace")).json(replace)).await
+    }
+
+    /// Destroys a node.
+    pub async fn remove_node(&self, name: &str, force: bool) -> Result<Operation> {
+        self.json(self.request(Method::DELETE, &format!("/v1/nodes/{name}?force={force}"))).await
+    }
+
+    /// What the controller does and has done.
+    pub async fn operations(&self) -> Result<Vec<Operation>> {
+        self.get("/v1/operations").await
+    }
+
+    /// One operation.
+    pub async fn operation(&self, id: &str) -> Result<Operation> {
+        self.get(&format!("/v1/operations/{id}")).await
+    }
+
+    /// One operation, now and after each of its steps, to its end.
+    pub async fn follow_operation(&self, id: &str) -> Result<Operations> {
+        let answer = self.send(self.request(Method::GET, &format!("/v1/operations/{id}/follow"))).await?;
+        Ok(Operations { answer, client: self.clone(), buffer: Vec::new() })
+    }
+
+    /// Stops an operation.
+    pub async fn cancel_operation(&self, id: &str) -> Result<Operation> {
+        self.json(self.request(Method::POST, &format!("/v1/operations/{id}/cancel"))).await
+    }
+
+    /// Goes on with an operation that has stopped.
+    pub async fn resume_operation(&self, id: &str) -> Result<Operation> {
+        self.json(self.request(Method::POST, &format!("/v1/operations/{id}/resume"))).await
+    }
+
+    /// Why a capsule is where it is.
+    pub async fn placement(&self, of: &Reference) -> Result<Placement> {
+        self.get(&format!("/v1/capsules/{of}/placement")).await
+    }
+
+    /// Moves a running capsule.
+    pub async fn move_to(&self, of: &Reference, order: &MoveTo) -> Result<Operation> {
+        self.json(self.request(Method::POST, &format!("/v1/capsules/{of}/move")).json(order)).await
+    }
+
+    /// The cluster as placement and policies see it.
+    pub async fn view(&self) -> Result<View> {
+        self.get("/v1/view").await
+    }
+
+    /// The policies that the controller runs.
+    pub async fn policies(&self) -> Result<Vec<Policy>> {
+        self.get("/v1/policies").await
+    }
+
+    /// One policy.
+    pub async fn policy(&self, name: &str) -> Result<Policy> {
+        self.get(&format!("/v1/policies/{name}")).await
+    }
+
+    /// Has a policy be run, in place of the one that had its name.
+    pub async fn apply_policy(&self, name: &str, spec: &PolicySpec) -> Result<Policy> {
+        self.json(self.request(Method::PUT, &format!("/v1/policies/{name}")).json(spec)).await
+    }
+
+    /// Has a policy not be run any more.
+    pub async fn remove_policy(&self, name: &str) -> Result<()> {
+        let request = self.request(Method::DELETE, &format!("/v1/policies/{name}"));
+        self.send(request.timeout(REQUEST)).await.map(drop)
+    }
+
+    /// Says what a policy would do; nothing is done.
+    pub async fn test_policy(&self, name: &str, test: &TestPolicy) -> Result<PolicyResult> {
+        self.json(self.request(Method::POST, &format!("/v1/policies/{name}/test")).json(test)).await
+    }
+
+    /// What policies did, or one of them, the latest first; at most so many.
+    pub async fn policy_history(&self, policy: Option<&str>, limit: usize) -> Result<Vec<PolicyRun>> {
+        let of = policy.map(|policy| format!("&policy={policy}")).unwrap_or_default();
+        self.get(&format!("/v1/history?limit={limit}{of}")).await
+    }
+
+    /// What the cluster costs, and has cost since then, or since its first node was started.
+    pub async fn cost(&self, since_ms: Option<u64>) -> Result<Bill> {
+        let since = since_ms.map(|since| format!("?since_ms={since}")).unwrap_or_default();
+        self.get(&format!("/v1/cost{since}")).await
+    }
+
+    /// Who did what, the latest first.
+    pub async fn audit(&self) -> Result<Vec<AuditEntry>> {
+        self.json(self.request(Method::GET, "/v1/audit").timeout(REQUEST)).await
+    }
+}
+
+/// An operation as it goes on.
+#[derive(Debug)]
+pub struct Operations {
+    answer: Response,
+    client: Client,
+    buffer: Vec<u8>,
+}
+
+impl Operations {
+    /// How it is next; none once it is over.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub async fn next(&mut self) -> Result<Option<Operation>> {
+        next_line(&mut self.answer, &self.client, &mut self.buffer).await
+    }
+}
+
+/// The next line of an answer of JSON, one value a line.
+pub(super) async fn next_line<T: serde::de::DeserializeOwned>(
+    answer: &mut Response,
+    client: &Client,
+    buffer: &mut Vec<u8>,
+) -> std::result::Result<Option<T>, ClientError> {
+    loop {
+        if let Some(end) = buffer.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = buffer.drain(..=end).collect();
+            let value = serde_json::from_slice(&line);
+            return value.map(Some).map_err(|error| client.protocol(error.to_string()));
+        }
+        if buffer.len() > MAX_EVENT {
+            return Err(client.protocol("a line of the answer has no end".into()));
+        }
+        match answer.chunk().await.map_err(|error| client.failed(&error))? {
+            Some(chunk) => buffer.extend_from_slice(&chunk),
+            None => return Ok(None),
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The controller with simulated nodes: real daemons, real HTTP, real moves, no Xen.
+
+mod api;
+mod crashes;
+mod nodes;
+mod operations;
+mod policies;
+mod rig;
