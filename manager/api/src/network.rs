@@ -40,7 +40,7 @@ impl fmt::Display for Protocol {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PublishPort {
-    /// The node's port; a free one of 32768 to 60999 when not given.
+    /// The node's port; a free one of 20000 to 32767 when not given.
     #[serde(default)]
     pub host_port: Option<u16>,
     /// The capsule's port.
