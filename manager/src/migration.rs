@@ -25,6 +25,7 @@
 //! | `begun` without a claim | the domain, which never ran, is destroyed |
 
 pub mod arrive;
+mod cipher;
 pub mod journal;
 pub mod leave;
 pub mod listen;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
@@ -21,6 +21,8 @@ use rustls::{
     ServerConfig, ServerConnection, SignatureScheme,
 };
 use sha2::{Digest, Sha256};
+
+use super::cipher;
 
 /// How long the other side may take to answer while the connection is made.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -78,7 +80,7 @@ impl Identity {
     /// When the disk fails.
     pub fn load(directory: &Path) -> io::Result<Self> {
         let (certificate_file, key_file) = (directory.join("node.crt"), directory.join("node.key"));
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = cipher::provider();
         match (std::fs::read(&certificate_file), std::fs::read(&key_file)) {
             (Ok(certificate), Ok(key)) => {
                 return Ok(Self { certificate: certificate.into(), key: key.into(), provider });
