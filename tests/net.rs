@@ -186,10 +186,16 @@ fn a_published_port_answers_on_the_users_computer() {
     assert!(t.fcap.ok(&["ps"]).text().contains(&port.to_string()));
 }
 
+/// A port of this computer that is no connection's, and that nodes do not choose.
+fn free_port() -> u16 {
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (10_000..20_000).find(free).expect("one of ten thousand ports is free")
+}
+
 #[test]
 fn the_command_line_publishes_ports_of_a_local_cloud_and_takes_them_back() {
     let t = turn();
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let free = free_port();
     let call = |args: &[&str]| t.here.cloud_fcap(args).output().expect("fcap is built");
     let publish = format!("{free}:80");
     let started = call(&["run", "-d", "--name", "web", "-p", &publish, &path("httpd")]);

@@ -16,7 +16,7 @@ fn main() -> anyhow::Result<()> {
         Some("churn") => soak::churn::run(if short { 50 } else { 1000 }),
         Some("net") => soak::net::run(if short { 50 } else { 10_000 }),
         Some("serve") => soak::serve::run(if short { 4 } else { 100 }),
-        Some("memory") => soak::memory::run(if short { 6 } else { 200 }),
+        Some("memory") => soak::memory::run(if short { 4 } else { 200 }),
         Some("control") => soak::control::run(if short { 8 } else { 200 }, seed),
         Some("faults") => soak::faults::run(if short { 8 } else { 500 }, seed),
         _ => anyhow::bail!("which one? there are restart, churn, net, serve, memory, faults, control"),

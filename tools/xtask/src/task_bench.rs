@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use anyhow::Result;
 
 use crate::image::list::Variant;
-use crate::run::{cargo, program, visibly};
+use crate::run::{program, visibly};
 use crate::{task_build, task_setup};
 
 pub(crate) const HELP: &str = "\
@@ -46,13 +46,22 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
 
 /// Builds what benchmarks and long runs need, and runs a binary of `fcap-tests` with `args`.
 pub(crate) fn run_binary(binary: &str, variants: &[Variant], args: &[OsString]) -> Result<()> {
-    task_setup::ensure_installed()?;
-    task_build::everything(variants)?;
-    run_alone(binary, args)
+    build()?;
+    task_build::around(variants)?;
+    run_built(binary, args)
 }
 
-/// Builds a binary of `fcap-tests` and runs it with `args`.
+/// Builds a binary of `fcap-tests`, which needs no node, and runs it with `args`.
 fn run_alone(binary: &str, args: &[OsString]) -> Result<()> {
-    visibly(&mut cargo(&["build", "--locked", "--release", "--package", "fcap-tests", "--bins"]))?;
+    build()?;
+    run_built(binary, args)
+}
+
+fn build() -> Result<()> {
+    task_setup::ensure_installed()?;
+    visibly(task_build::with_tests("build").args(["--lib", "--bins"]))
+}
+
+fn run_built(binary: &str, args: &[OsString]) -> Result<()> {
     visibly(program(&[&format!("target/release/{binary}")]).args(args))
 }

@@ -1,6 +1,7 @@
 //! Builds what users run: fcap, fcapd, the example applications, the node image.
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -19,20 +20,28 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
         return Err(arg.unexpected().into());
     }
     task_setup::ensure_installed()?;
-    everything(&[Variant::Node])
+    for_use()
 }
 
-/// Builds everything for use, in release form, with the node image in these variants.
-pub(crate) fn everything(variants: &[Variant]) -> Result<()> {
-    visibly(&mut cargo(&[
-        "build",
-        "--locked",
-        "--release",
-        "--package",
-        "fcap-tools",
-        "--package",
-        "fcap-manager",
-    ]))?;
+/// Builds what users run.
+pub(crate) fn for_use() -> Result<()> {
+    visibly(cargo(&["build", "--locked", "--release"]).args(USED))?;
+    around(&[Variant::Node])
+}
+
+/// The packages that users run.
+const USED: [&str; 4] = ["--package", "fcap-tools", "--package", "fcap-manager"];
+
+/// `cargo COMMAND` for what end-to-end tests need, in release form. All of it is always built
+/// together: each choice of packages has features of its own, and with them everything is built again.
+pub(crate) fn with_tests(command: &str) -> Command {
+    let mut cargo = cargo(&[command, "--locked", "--release", "--package", "fcap-tests"]);
+    cargo.args(USED);
+    cargo
+}
+
+/// Builds what goes with the programs: the applications, and the node image in these variants.
+pub(crate) fn around(variants: &[Variant]) -> Result<()> {
     applications()?;
     task_image::build(variants, &tree().join("target/release/fcapd"))
 }

@@ -28,7 +28,7 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
         return task_bench::run_binary("fcap-demo", &[Variant::Node], &args);
     }
     task_setup::ensure_installed()?;
-    task_build::everything(&[Variant::Node])?;
+    task_build::for_use()?;
     let shown = show();
     // Whatever happened, nothing stays behind.
     let down = visibly(&mut fcap(&["cloud", "down"]));

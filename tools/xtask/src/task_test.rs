@@ -17,6 +17,13 @@ Formatting, clippy with warnings denied, documentation, unit and property tests,
 tests on real Xen: one line a suite. The whole output is in target/logs.
   --quick  without real Xen";
 
+/// The end-to-end tests; they are run when they are named.
+#[rustfmt::skip]
+const E2E: [&str; 16] = [
+    "--test", "cloud", "--test", "cluster", "--test", "docs", "--test", "image",
+    "--test", "migrate", "--test", "net", "--test", "suspend", "--test", "xen",
+];
+
 /// Lines of a failed suite's output that are shown, where it does not say itself what failed.
 const TAIL: usize = 60;
 /// Most lines of output of failed tests that are shown.
@@ -71,14 +78,15 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
         &mut cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
     )?;
     t.suite(
+        "clippy end-to-end",
+        cargo(&["clippy", "--locked", "--workspace"]).args(E2E).args(["--", "--deny", "warnings"]),
+    )?;
+    t.suite(
         "docs",
         cargo(&["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings"),
     )?;
-    // The end-to-end tests are for later, and the capsules' crates are linked by other rules.
-    t.suite(
-        "unit and property",
-        &mut cargo(&["test", "--locked", "--workspace", "--exclude", "fcap-tests", "--no-fail-fast"]),
-    )?;
+    // The end-to-end tests are for later.
+    t.suite("unit and property", &mut cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]))?;
     let mut examples = vec!["test", "--locked", "--manifest-path", "libos/examples/Cargo.toml"];
     examples.extend(["--package", "http-core", "--package", "kv-core"]);
     t.suite("examples without libos", &mut cargo(&examples))?;
@@ -93,8 +101,12 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
 }
 
 fn end_to_end(t: &mut Tally) -> Result<()> {
-    eprintln!("     ... build");
-    task_build::everything(&[Variant::Node, Variant::Xl, Variant::XlLogDirty, Variant::Guest])?;
+    let built = t.suite("build", task_build::with_tests("build").args(["--lib", "--bins"]).args(E2E))?;
+    if !built {
+        return Ok(());
+    }
+    eprintln!("     ... images");
+    task_build::around(&[Variant::Node, Variant::Xl, Variant::XlLogDirty, Variant::Guest])?;
     for package in ["libos/examples", "tests/guests"] {
         let manifest = format!("{package}/Cargo.toml");
         let name = package.replace('/', " ");
@@ -106,36 +118,13 @@ fn end_to_end(t: &mut Tally) -> Result<()> {
         clippy.extend(["--", "--deny", "warnings"]);
         t.suite(&format!("clippy {name}"), &mut cargo(&clippy))?;
     }
-    let built = t.suite(
-        "build end-to-end",
-        &mut cargo(&[
-            "test",
-            "--locked",
-            "--release",
-            "--package",
-            "fcap-tests",
-            "--no-run",
-            "--bins",
-            "--tests",
-        ]),
-    )? && t.suite(
-        "build tools of tests",
-        &mut cargo(&["build", "--locked", "--release", "--package", "fcap-tests"]),
-    )?;
-    if built {
-        t.suite(
-            "end-to-end",
-            &mut cargo(&["test", "--locked", "--release", "--package", "fcap-tests", "--no-fail-fast"]),
-        )?;
-        t.suite("soak restart", &mut program(&["target/release/fcap-soak", "restart", "--short"]))?;
-        t.suite("soak churn", &mut program(&["target/release/fcap-soak", "churn", "--short"]))?;
-        t.suite("soak net", &mut program(&["target/release/fcap-soak", "net", "--short"]))?;
-        t.suite("soak serve", &mut program(&["target/release/fcap-soak", "serve", "--short"]))?;
-        t.suite("soak memory", &mut program(&["target/release/fcap-soak", "memory", "--short"]))?;
-        t.suite("soak faults", &mut program(&["target/release/fcap-soak", "faults", "--short"]))?;
-        t.suite("soak control", &mut program(&["target/release/fcap-soak", "control", "--short"]))?;
-        t.suite("demo scale-up", &mut program(&["target/release/fcap-demo", "scale-up"]))?;
-        t.suite("demo consolidate", &mut program(&["target/release/fcap-demo", "consolidate"]))?;
+    t.suite("end-to-end", task_build::with_tests("test").arg("--no-fail-fast").args(E2E))?;
+    for name in ["restart", "churn", "net", "serve", "memory", "faults", "control"] {
+        let mut soak = program(&["target/release/fcap-soak", name, "--short"]);
+        t.suite(&format!("soak {name}"), &mut soak)?;
+    }
+    for name in ["scale-up", "consolidate"] {
+        t.suite(&format!("demo {name}"), &mut program(&["target/release/fcap-demo", name]))?;
     }
     Ok(())
 }
