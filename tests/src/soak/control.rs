@@ -1,5 +1,6 @@
-//! `kill -9` of the controller and of daemons while nodes are emptied and replaced: in the end every
-//! capsule lives once, every machine is known, and the controller says what the nodes say.
+//! `kill -9` of the controller and of daemons while nodes are emptied and replaced, and while a policy
+//! starts and stops nodes: in the end every capsule lives once, every machine is known, and the
+//! controller says what the nodes say.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,6 +21,31 @@ const LONGEST_MS: u64 = 4000;
 /// With all the waiting for daemons that were killed it takes less than this.
 const LONGEST: Duration = Duration::from_secs(600);
 
+/// A policy that is never content: of two nodes it stops one, and one alone gets a second.
+const POLICY: &str = r#"
+local ready = {}
+for _, node in cluster.nodes do
+    if node.ready then table.insert(ready, node) end
+end
+if #ready > 1 then
+    if fleet.empty(ready[1], "pack", 100, "there are two nodes") then
+        fleet.stop(ready[1], "it is empty")
+    end
+else
+    local second = fleet.start("small", "there is one node")
+    for number, capsule in cluster.capsules do
+        if second and capsule.movable and number % 2 == 0 then
+            fleet.migrate(capsule, second, "half of all go to the new node")
+        end
+    end
+end
+return fleet.proposals()
+"#;
+/// Its name.
+const NAME: &str = "restless";
+/// A controller has to measure for a minute before policies run.
+const PATIENCE: Duration = Duration::from_secs(180);
+
 /// Kills so many times.
 pub fn run(kills: u32, seed: u64) -> anyhow::Result<()> {
     println!("seed {seed}");
@@ -31,16 +57,22 @@ pub fn run(kills: u32, seed: u64) -> anyhow::Result<()> {
     for name in &names {
         first.cloud_ok(&["run", "-d", "--name", name, "-m", "4m", image])?;
     }
+    let script = tempfile::Builder::new().suffix(".luau").tempfile()?;
+    std::fs::write(&script, POLICY)?;
+    let file = script.path().to_str().context("its path is text")?;
+    let apply = ["policy", "apply", file, "--name", NAME, "--disabled", "--every", "1s"];
+    let rules = ["--rule", "cooldown=0s", "--rule", "node_age=0s", "--rule", "gain_percent=0"];
+    first.cloud_ok(&[&apply[..], &rules].concat())?;
     let (mut killed, mut ends) = (0, BTreeMap::<String, u32>::new());
     while killed < kills {
         let nodes = first.all()?;
         let node = nodes.choose(&mut random).context("there are nodes")?;
-        let verb = if random.random_bool(0.5) {
-            first.cloud_ok(&["node", "drain", "-d", node.name()])
-        } else {
-            first.cloud_ok(&["node", "replace", "-d", "--flavor", "small", node.name()])
+        // Policies are waited for longer than all else takes.
+        let operation = match random.random_range(0..8) {
+            0 => by_policy(&first)?,
+            1..=3 => first.cloud_ok(&["node", "drain", "-d", node.name()])?,
+            _ => first.cloud_ok(&["node", "replace", "-d", "--flavor", "small", node.name()])?,
         };
-        let operation = verb?;
         for _ in 0..random.random_range(1..=3) {
             std::thread::sleep(Duration::from_millis(random.random_range(0..LONGEST_MS)));
             if random.random_bool(0.5) {
@@ -67,6 +99,21 @@ pub fn run(kills: u32, seed: u64) -> anyhow::Result<()> {
     }
     println!("{killed} kills: every capsule lives once, every machine is known, all say the same");
     Ok(())
+}
+
+/// Waits until the policy has begun something; the operation.
+fn by_policy(first: &Node) -> anyhow::Result<String> {
+    first.cloud_ok(&["policy", "enable", NAME])?;
+    let mut begun = None;
+    rig::wait_for("the policy begins something", PATIENCE, || {
+        let operations = first.cloud_json(&["operation", "ls"])?;
+        let running = operations.as_array().context("a list")?.iter().find(|it| it["state"] == "running");
+        begun = running.map(|it| text(&it["id"]).to_owned());
+        Ok(begun.is_some())
+    })?;
+    // This one is enough.
+    first.cloud_ok(&["policy", "disable", NAME])?;
+    begun.context("it was just seen")
 }
 
 fn text(value: &Value) -> &str {
