@@ -17,8 +17,23 @@ pub fn be_edge(node: &Node) -> anyhow::Result<()> {
     node.cloud_ok(&["node", "label", node.name(), EDGE]).map(drop)
 }
 
+/// The node that clients come to, and one for servers.
+fn edge_and_worker() -> anyhow::Result<[Node; 2]> {
+    let nodes: [Node; 2] = Node::several(2, "small")?.try_into().ok().context("two nodes were asked for")?;
+    be_edge(&nodes[0])?;
+    Ok(nodes)
+}
+
+/// Starts a web server on a node, and a proxy for it where clients come to; its port on this computer.
+pub fn server(edge: &Node, home: &Node, name: &str) -> anyhow::Result<u16> {
+    let image = cli::image("httpd");
+    let image = image.to_str().context("the tree's path is text")?;
+    edge.cloud_ok(&["run", "-d", "--name", name, "--node", home.name(), "-m", "16m", image])?;
+    front(edge, name)
+}
+
 /// Starts a proxy for a web server on the node that clients come to; its port on this computer.
-pub fn front(edge: &Node, server: &str) -> anyhow::Result<u16> {
+fn front(edge: &Node, server: &str) -> anyhow::Result<u16> {
     let image = cli::image("proxy");
     let image = image.to_str().context("the tree's path is text")?;
     let (name, to) = (format!("{server}-front"), format!("tcp://{server}:80"));

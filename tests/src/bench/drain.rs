@@ -3,10 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde_json::json;
 
-use crate::cli;
 use crate::demo;
 use crate::load::Clients;
 use crate::rig::{Node, wait_until};
@@ -22,13 +21,10 @@ pub fn run() -> anyhow::Result<serde_json::Value> {
     let nodes = Node::several(3, "medium")?;
     let [edge, one, two] = &nodes[..] else { anyhow::bail!("three nodes were asked for") };
     demo::be_edge(edge)?;
-    let image = cli::image("httpd");
-    let image = image.to_str().context("the tree's path is text")?;
     let names: Vec<String> = (1..=CAPSULES).map(|number| format!("web{number}")).collect();
     let mut ports = Vec::new();
     for name in &names {
-        one.cloud_ok(&["run", "-d", "--name", name, "--node", one.name(), "-m", "16m", image])?;
-        ports.push(demo::front(edge, name)?);
+        ports.push(demo::server(edge, one, name)?);
     }
     let clients = Clients::start(&ports, PAUSE);
     let (mut by_one, mut drained) = (Vec::new(), Vec::new());

@@ -5,15 +5,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use super::{be_edge, bill, front, print_bill, show};
-use crate::cli;
+use super::{bill, edge_and_worker, print_bill, server, show};
 use crate::load::{Clients, Load};
 use crate::rig::{Node, wait_for};
 
-const SERVERS: u32 = 2;
 /// Pause of each client between requests while there is little to do.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Connections of the load that comes.
@@ -46,18 +44,9 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Shows it.
 pub fn run() -> anyhow::Result<()> {
-    let nodes = Node::several(2, "small")?;
-    let [edge, worker] = &nodes[..] else { bail!("two nodes were asked for") };
-    be_edge(edge)?;
-    let image = cli::image("httpd");
-    let image = image.to_str().context("the tree's path is text")?;
-    let mut ports = Vec::new();
-    for number in 1..=SERVERS {
-        let name = format!("web{number}");
-        let home = if number % 2 == 0 { edge } else { worker };
-        edge.cloud_ok(&["run", "-d", "--name", &name, "--node", home.name(), "-m", "16m", image])?;
-        ports.push(front(edge, &name)?);
-    }
+    let nodes = edge_and_worker()?;
+    let [edge, worker] = &nodes;
+    let ports = [server(edge, worker, "web1")?, server(edge, edge, "web2")?];
     // Over connections that stay open to the end.
     let clients = Clients::start(&ports, PAUSE);
     show(edge, &["ps"])?;

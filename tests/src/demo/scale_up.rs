@@ -3,10 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
-use super::{be_edge, bill, front, print_bill, show};
-use crate::cli;
+use super::{bill, edge_and_worker, print_bill, server, show};
 use crate::load::Load;
 use crate::rig::{Node, wait_until};
 
@@ -18,16 +17,11 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// Shows it.
 pub fn run() -> anyhow::Result<()> {
-    let nodes = Node::several(2, "small")?;
-    let [edge, worker] = &nodes[..] else { bail!("two nodes were asked for") };
-    be_edge(edge)?;
-    let image = cli::image("httpd");
-    let image = image.to_str().context("the tree's path is text")?;
+    let nodes = edge_and_worker()?;
+    let [edge, worker] = &nodes;
     let mut load = Vec::new();
     for number in 1..=SERVERS {
-        let name = format!("web{number}");
-        edge.cloud_ok(&["run", "-d", "--name", &name, "--node", worker.name(), "-m", "16m", image])?;
-        load.push(Load::wrk(front(edge, &name)?, CONNECTIONS)?);
+        load.push(Load::wrk(server(edge, worker, &format!("web{number}"))?, CONNECTIONS)?);
     }
     show(edge, &["ps"])?;
     let before = bill(edge)?;
