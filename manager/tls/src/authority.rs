@@ -59,15 +59,15 @@ impl Authority {
     /// # Errors
     /// When the file cannot be used, or holds something else.
     pub fn open(path: &Path) -> Result<Self, TlsError> {
-        match file::read(path)? {
-            Some(text) => Self::parse(&text)
-                .map_err(|reason| TlsError::Damaged { path: path.to_owned(), reason: reason.to_string() }),
+        let text = match file::read(path)? {
+            Some(text) => text,
             None => {
-                let new = Self::generate()?;
-                file::write_secret(path, new.to_pem().as_bytes())?;
-                Ok(new)
+                file::create_secret(path, Self::generate()?.to_pem().as_bytes())?;
+                file::read(path)?.unwrap_or_default()
             }
-        }
+        };
+        Self::parse(&text)
+            .map_err(|reason| TlsError::Damaged { path: path.to_owned(), reason: reason.to_string() })
     }
 
     /// Makes one that is nowhere kept.

@@ -31,6 +31,20 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), TlsError> {
     write().map_err(|source| TlsError::File { action: "write", path: path.to_owned(), source })
 }
 
+/// Makes a file that only its owner may read, unless somebody else makes it at the same time: then
+/// theirs stays.
+pub(crate) fn create_secret(path: &Path, bytes: &[u8]) -> Result<(), TlsError> {
+    let half = path.with_extension(format!("{}.new", std::process::id()));
+    write_secret(&half, bytes)?;
+    let linked = fs::hard_link(&half, path);
+    let removed = fs::remove_file(&half);
+    match linked {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => removed,
+    }
+    .map_err(|source| TlsError::File { action: "write", path: path.to_owned(), source })
+}
+
 /// A file's text; nothing when there is no such file.
 pub(crate) fn read(path: &Path) -> Result<Option<String>, TlsError> {
     match fs::read_to_string(path) {
