@@ -167,8 +167,8 @@ impl Daemon {
         let images = Images::open_dir(store.images_dir(), options.image_bytes, toolstack.clone())?;
         let networks = Networks::load(fabric, &store).context("failed to read the node's networks")?;
         let membership = Arc::new(Membership::load(&store)?);
-        let migrations = Migrations::open(&store, membership.clone())
-            .context("failed to read what is known of moves")?;
+        let migrations =
+            Migrations::open(&store, membership.clone()).context("failed to read what is known of moves")?;
         let daemon = Arc::new(Self {
             migrations: Arc::new(migrations),
             runtime: Handle::current(),

@@ -185,5 +185,9 @@ async fn check_token(
     });
     let accepts =
         |token: &[u8]| daemon.identity.accepts(token) || path == overlay::PATH && daemon.links.accepts(token);
-    if open || known || token.is_some_and(accepts) { Ok(next.run(request).await) } else { Err(Error::Unauthorized) }
+    if open || known || token.is_some_and(accepts) {
+        Ok(next.run(request).await)
+    } else {
+        Err(Error::Unauthorized)
+    }
 }

@@ -152,15 +152,18 @@ impl Migrations {
     pub fn invite(&self, node: String, invitation: &Invitation) -> Result<Ticket> {
         let ours = self.membership.credentials().map(|ours| ours.identity().authority().to_string());
         let same = invitation.member.as_ref().filter(|member| Some(&member.authority) == ours.as_ref());
-        let source = match same {
-            Some(member) => {
-                let subject = Subject::node(&member.node);
-                PeerId::Member(subject.map_err(|error| Error::BadRequest(error.to_string()))?.name().to_owned())
-            }
-            None => PeerId::Pinned(Fingerprint::parse(&invitation.source).ok_or_else(|| {
-                Error::BadRequest("source must be a fingerprint of 64 hex digits".into())
-            })?),
-        };
+        let source =
+            match same {
+                Some(member) => {
+                    let subject = Subject::node(&member.node);
+                    PeerId::Member(
+                        subject.map_err(|error| Error::BadRequest(error.to_string()))?.name().to_owned(),
+                    )
+                }
+                None => PeerId::Pinned(Fingerprint::parse(&invitation.source).ok_or_else(|| {
+                    Error::BadRequest("source must be a fingerprint of 64 hex digits".into())
+                })?),
+            };
         let address = self.address.get().ok_or_else(|| {
             Error::WrongState(
                 "this node takes no capsules in: fcapd was started without --migrate-listen".into(),

@@ -326,9 +326,8 @@ impl Cloud {
         let authority = &self.authority()?;
         self.add(request, progress, |places, template, lan| {
             std::thread::scope(|scope| {
-                let start = |place: &Place| {
-                    node::start(place, template, request.flavor, lan, authority, false, None)
-                };
+                let start =
+                    |place: &Place| node::start(place, template, request.flavor, lan, authority, false, None);
                 let starts: Vec<_> = places.iter().map(|place| scope.spawn(move || start(place))).collect();
                 starts
                     .into_iter()
@@ -346,9 +345,8 @@ impl Cloud {
     pub fn up_tied(&self, request: &Request, progress: Progress<'_>) -> Result<Vec<Node>> {
         let authority = &self.authority()?;
         self.add(request, progress, |places, template, lan| {
-            let start = |place: &Place| {
-                node::start(place, template, request.flavor, lan, authority, true, None)
-            };
+            let start =
+                |place: &Place| node::start(place, template, request.flavor, lan, authority, true, None);
             places.iter().map(start).collect()
         })
     }
@@ -380,8 +378,7 @@ impl Cloud {
         let template = template::ensure(variant, flavor, progress)?;
         let lan = self.lan(false)?;
         let place = Place { index, folder };
-        let started =
-            node::start(&place, &template, flavor, &lan, &self.authority()?, false, Some(tag));
+        let started = node::start(&place, &template, flavor, &lan, &self.authority()?, false, Some(tag));
         let joined = started.and_then(|node| {
             let nodes = self.running()?;
             if nodes.len() > 1 {

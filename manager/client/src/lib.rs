@@ -552,10 +552,9 @@ fn builder(config: ClientConfig) -> reqwest::ClientBuilder {
 }
 
 fn build(builder: reqwest::ClientBuilder, address: &Address) -> Result<reqwest::Client> {
-    builder.build().map_err(|error| ClientError::Unreachable {
-        address: address.to_string(),
-        reason: chain(&error),
-    })
+    builder
+        .build()
+        .map_err(|error| ClientError::Unreachable { address: address.to_string(), reason: chain(&error) })
 }
 
 /// What an error comes down to.

@@ -162,7 +162,8 @@ impl Members {
             return Ok(time);
         }
         let request = Request::parse(&present.request).map_err(bad)?;
-        let chain = self.authority.issue(&request, &Subject::node(node)?, SystemTime::now(), self.validity)?;
+        let chain =
+            self.authority.issue(&request, &Subject::node(node)?, SystemTime::now(), self.validity)?;
         let new = client.renew(&RenewCertificate { chain }).await.map_err(Error::from_node(node))?;
         tracing::info!(node, "a node has a new certificate");
         Ok(due(new.not_before_ms, new.not_after_ms))
@@ -224,9 +225,8 @@ impl Members {
     pub(crate) async fn admit(&self, store: &dyn Store, from: IpAddr, join: &Join) -> Result<Admitted> {
         let subject = Subject::node(&join.name).map_err(bad)?;
         let request = Request::parse(&join.request).map_err(bad)?;
-        let unknown = || {
-            unauthorized("this token is not known here: `fcap node token` makes a new one".into())
-        };
+        let unknown =
+            || unauthorized("this token is not known here: `fcap node token` makes a new one".into());
         let digest = JoinToken::digest_of(&join.secret).ok_or_else(unknown)?;
         let key = format!("{TOKENS}{digest}");
         let entry = store.get(&key).await?.ok_or_else(unknown)?;
@@ -260,8 +260,9 @@ impl Members {
             None => SocketAddr::new(from.to_canonical(), 0).to_string().trim_end_matches(":0").to_owned(),
         };
         let url = format!("https://{host}:{}", join.port);
-        url.parse::<fcap_client::Address>()
-            .map_err(|_| Error::BadRequest(format!("{:?} is no host: give a name or an address", join.host)))?;
+        url.parse::<fcap_client::Address>().map_err(|_| {
+            Error::BadRequest(format!("{:?} is no host: give a name or an address", join.host))
+        })?;
         kept.used = Some(used);
         Ok(Admitted {
             name: join.name.clone(),

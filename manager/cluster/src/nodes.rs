@@ -375,14 +375,16 @@ impl Nodes {
         record.joined = Some(joined);
         // Signed first: what cannot be signed has not joined.
         let answer = self.members.sign(&admitted)?;
-        let unchanged = there.map_or(Compare::Absent(key.clone()), |it| Compare::Modified(key.clone(), it.modified));
+        let unchanged =
+            there.map_or(Compare::Absent(key.clone()), |it| Compare::Modified(key.clone(), it.modified));
         let writes = vec![admitted.then, Write::json(key, &record), audit(&name, &admitted.url)];
         let outcome = self.store.commit(Transaction { when: vec![admitted.when, unchanged], then: writes });
         if !outcome.await?.succeeded {
             return Err(Error::WrongState(format!("another machine joins as node {name}: try again")));
         }
         let machine = record.machine(&name);
-        lock(&self.known).entry(name.clone()).or_insert_with(|| Known::new(Record::default())).record = record;
+        lock(&self.known).entry(name.clone()).or_insert_with(|| Known::new(Record::default())).record =
+            record;
         tracing::info!(node = name, "a node has joined");
         machine.into_iter().for_each(|machine| self.attach(machine));
         Ok(answer)

@@ -73,11 +73,7 @@ pub async fn serve_unix(listener: UnixListener, router: Router) -> io::Result<()
 ///
 /// # Errors
 /// When the system stops accepting connections.
-pub async fn serve_tcp(
-    listener: TcpListener,
-    router: Router,
-    membership: Arc<Membership>,
-) -> io::Result<()> {
+pub async fn serve_tcp(listener: TcpListener, router: Router, membership: Arc<Membership>) -> io::Result<()> {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let permit = connections.clone().acquire_owned().await;
@@ -120,11 +116,7 @@ async fn after_failed_accept(error: io::Error) -> io::Result<()> {
 }
 
 /// Serves a connection; requests bear the name of the machine whose it is, if that is known.
-async fn serve(
-    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-    router: Router,
-    peer: Option<Subject>,
-) {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, router: Router, peer: Option<Subject>) {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(BUFFER);
     let router = TowerToHyperService::new(router);

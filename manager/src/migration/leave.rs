@@ -8,7 +8,6 @@ use std::time::Duration;
 use axum::body::Bytes;
 use fcap_api::migrate::{DirtyTracking, Migrate, MoveStep, Moved, Precopy, Progress, Round, SaveMode};
 use fcap_api::{Action, ErrorBody};
-use fcap_tls::{Fingerprint, Subject};
 use fcap_migrate::bitmap::PageBitmap;
 use fcap_migrate::domain::{Description, DirtySource, DomainError, DomainResult, Page, SourceDomain, State};
 use fcap_migrate::handover::{Claim, Message, SourceEvent, SourceParts, SourceState, drive_source};
@@ -18,6 +17,7 @@ use fcap_migrate::progress::{MigrateStats, Progress as Step, RoundStats};
 use fcap_migrate::source::{self, Options};
 use fcap_migrate::wire::Reason;
 use fcap_migrate::{Compression, MigrateError};
+use fcap_tls::{Fingerprint, Subject};
 use tokio::sync::{mpsc, oneshot};
 use xen_proto::frame::{Mfn, Pfn};
 

@@ -361,8 +361,9 @@ impl Reader {
             connection.read_tls(&mut rest)?;
             self.fed = self.arrived.len() - rest.len();
             // The first that is read may say that the other side does not believe us.
-            let state =
-                connection.process_new_packets().map_err(|error| io::Error::other(PeerError::from(&error)))?;
+            let state = connection
+                .process_new_packets()
+                .map_err(|error| io::Error::other(PeerError::from(&error)))?;
             if state.plaintext_bytes_to_read() > 0 {
                 break;
             }

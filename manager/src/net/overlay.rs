@@ -194,13 +194,12 @@ async fn enter(daemon: &Arc<Daemon>, overlay: &Overlay) -> Result<()> {
     state.token = Some(Sha256::digest(&token).into());
     state.joined = Some(overlay.clone());
     for peer in &overlay.peers {
-        let peer =
-            Followed {
-                name: peer.name.clone(),
-                at: reach(peer, overlay.encrypt),
-                is_plain: peer.url.as_ref().is_some_and(|url| url.starts_with("http://")),
-                token: token.clone(),
-            };
+        let peer = Followed {
+            name: peer.name.clone(),
+            at: reach(peer, overlay.encrypt),
+            is_plain: peer.url.as_ref().is_some_and(|url| url.starts_with("http://")),
+            token: token.clone(),
+        };
         // It ends with the links, which the daemon owns: a strong reference would keep both.
         let daemon = Arc::downgrade(daemon);
         let follow = async move {

@@ -60,7 +60,8 @@ async fn a_node_is_adopted_into_a_cluster_and_stays_there() {
         issue(&other, &request, "node-7"),
         "nonsense".into(),
     ] {
-        let error = server.refused(Method::PUT, "/node/certificate", json!({ "chain": bad }).to_string()).await;
+        let error =
+            server.refused(Method::PUT, "/node/certificate", json!({ "chain": bad }).to_string()).await;
         assert_eq!(error.code, ErrorCode::BadRequest, "{error:?}");
     }
     let chain = issue(&authority, &request, "node-7");
@@ -102,7 +103,8 @@ async fn capsules_move_between_nodes_of_a_cluster_by_their_names() {
         assert_eq!(ticket.authority, None);
         let Progress::Done(_) = last(&two, ticket).await else { panic!("it did not move") };
         until("it is there", async || stranger.get::<Vec<Capsule>>("/capsules").await.len() == 1).await;
-        let foreign = Ticket { authority: Some(authority.fingerprint().to_string()), ..invite(&two, &stranger).await };
+        let foreign =
+            Ticket { authority: Some(authority.fingerprint().to_string()), ..invite(&two, &stranger).await };
         let order = json!(Migrate { ticket: foreign, how: Precopy::default() }).to_string();
         let error = stranger.refused(Method::POST, "/capsules/web/migrate", order).await;
         assert_eq!(error.code, ErrorCode::BadRequest, "{error:?}");

@@ -35,7 +35,8 @@ pub async fn accept(stream: TcpStream, config: Option<Arc<ServerConfig>>) -> io:
     if first[0] != HANDSHAKE {
         return Ok(Accepted::Plain(stream));
     }
-    let config = config.ok_or_else(|| io::Error::other("this machine is in no cluster, and has no certificate"))?;
+    let config =
+        config.ok_or_else(|| io::Error::other("this machine is in no cluster, and has no certificate"))?;
     let stream = TlsAcceptor::from(config).accept(stream).await?;
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = shown.map(Subject::of).transpose();

@@ -77,7 +77,8 @@ impl Authority {
     pub fn generate() -> Result<Self, TlsError> {
         let key = KeyPair::generate().map_err(failed("make the cluster's key"))?;
         // Two authorities never have the same name: whose certificate it is can be told from it.
-        let id: String = Fingerprint::of(&key.subject_public_key_info()).to_string().chars().take(16).collect();
+        let id: String =
+            Fingerprint::of(&key.subject_public_key_info()).to_string().chars().take(16).collect();
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, format!("fcap cluster {id}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -90,8 +91,8 @@ impl Authority {
     fn parse(text: &str) -> Result<Self, TlsError> {
         let malformed = |reason: String| TlsError::Malformed { what: "the authority", reason };
         let key = KeyPair::from_pem(text).map_err(|error| malformed(error.to_string()))?;
-        let certificate = CertificateDer::from_pem_slice(text.as_bytes())
-            .map_err(|error| malformed(error.to_string()))?;
+        let certificate =
+            CertificateDer::from_pem_slice(text.as_bytes()).map_err(|error| malformed(error.to_string()))?;
         let (_, parsed) = x509_parser::parse_x509_certificate(&certificate)
             .map_err(|error| malformed(error.to_string()))?;
         if parsed.tbs_certificate.subject_pki.raw != key.subject_public_key_info() {
@@ -138,9 +139,8 @@ impl Authority {
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         limit(&mut params, from, validity);
-        let made = params
-            .signed_by(&request.0.public_key, &self.issuer)
-            .map_err(failed("sign a certificate"))?;
+        let made =
+            params.signed_by(&request.0.public_key, &self.issuer).map_err(failed("sign a certificate"))?;
         Ok(format!("{}{}", pem("CERTIFICATE", made.der()), pem("CERTIFICATE", &self.certificate)))
     }
 
@@ -162,10 +162,8 @@ fn failed(action: &'static str) -> impl FnOnce(rcgen::Error) -> TlsError {
 fn limit(params: &mut CertificateParams, from: SystemTime, validity: Duration) {
     let at = |time: SystemTime| {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        OffsetDateTime::UNIX_EPOCH.saturating_add(time::Duration::new(
-            i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-            0,
-        ))
+        OffsetDateTime::UNIX_EPOCH
+            .saturating_add(time::Duration::new(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), 0))
     };
     params.not_before = at(from - LEEWAY.min(validity / 10));
     params.not_after = at(from + validity);

@@ -103,8 +103,8 @@ impl Credentials {
     /// Connects to this machine alone.
     pub fn client(&self, expected: Subject) -> ClientConfig {
         let trust = Trust::Authority { roots: self.0.roots.clone(), expected };
-        let mut config = client_builder(Arc::new(Server(trust)))
-            .with_client_cert_resolver(Arc::new(Shown(self.clone())));
+        let mut config =
+            client_builder(Arc::new(Server(trust))).with_client_cert_resolver(Arc::new(Shown(self.clone())));
         // A session that goes on would not show anew who the other side is.
         config.resumption = Resumption::disabled();
         config
@@ -164,7 +164,8 @@ pub fn pinned_client(authority: Fingerprint) -> ClientConfig {
 
 /// Trusts nobody: for clients that speak without TLS, whose library wants a configuration.
 pub fn plain_client() -> ClientConfig {
-    let nobody = Trust::Authority { roots: Arc::new(RootCertStore::empty()), expected: Subject::controller() };
+    let nobody =
+        Trust::Authority { roots: Arc::new(RootCertStore::empty()), expected: Subject::controller() };
     client_builder(Arc::new(Server(nobody))).with_no_client_auth()
 }
 

@@ -22,7 +22,8 @@ impl Key {
     /// # Errors
     /// When the cryptographic library refuses.
     pub fn generate() -> Result<Self, TlsError> {
-        let failed = |error: rcgen::Error| TlsError::Crypto { action: "make a key", reason: error.to_string() };
+        let failed =
+            |error: rcgen::Error| TlsError::Crypto { action: "make a key", reason: error.to_string() };
         KeyPair::generate().map(Self).map_err(failed)
     }
 
@@ -99,8 +100,8 @@ impl Identity {
         if parsed.tbs_certificate.subject_pki.raw != key.subject_public_key_info() {
             return Err(malformed("the certificate is for another key"));
         }
-        let (_, issuer) = x509_parser::parse_x509_certificate(&authority)
-            .map_err(|error| malformed(&error.to_string()))?;
+        let (_, issuer) =
+            x509_parser::parse_x509_certificate(&authority).map_err(|error| malformed(&error.to_string()))?;
         if parsed.verify_signature(Some(issuer.public_key())).is_err() {
             return Err(PeerError::OtherCluster.into());
         }
@@ -147,7 +148,10 @@ impl Identity {
     pub fn renewed(&self, chain: &str) -> Result<Self, TlsError> {
         let new = self.key.certified(chain)?;
         if new.subject != self.subject {
-            return Err(TlsError::Unexpected(format!("is for {}, and not for {}", new.subject, self.subject)));
+            return Err(TlsError::Unexpected(format!(
+                "is for {}, and not for {}",
+                new.subject, self.subject
+            )));
         }
         if new.authority() != self.authority() {
             return Err(PeerError::OtherCluster.into());

@@ -96,8 +96,7 @@ impl Subject {
     /// # Errors
     /// [`PeerError::Unnamed`] when it is not one that an authority of fcap has made.
     pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, PeerError> {
-        let (_, parsed) =
-            x509_parser::parse_x509_certificate(certificate).map_err(|_| PeerError::Unnamed)?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|_| PeerError::Unnamed)?;
         let names = parsed.subject_alternative_name().ok().flatten().ok_or(PeerError::Unnamed)?;
         match names.value.general_names.as_slice() {
             [GeneralName::URI(uri)] => Self::from_uri(uri).ok_or(PeerError::Unnamed),

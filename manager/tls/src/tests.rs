@@ -140,7 +140,8 @@ async fn who_joins_knows_the_controller_by_its_authority() {
     let (client, _) =
         meet(pinned_client(authority.fingerprint()), node.server(Clients::Anybody).unwrap()).await;
     assert!(matches!(client, Err(PeerError::WrongPeer { .. })), "{client:?}");
-    let (_, theirs) = meet(pinned_client(authority.fingerprint()), controller.server(Clients::Known).unwrap()).await;
+    let (_, theirs) =
+        meet(pinned_client(authority.fingerprint()), controller.server(Clients::Known).unwrap()).await;
     assert_eq!(theirs, Err(PeerError::NoCertificate));
 }
 
@@ -210,7 +211,10 @@ fn authority_and_identity_are_kept_to_oneself_and_read_back() {
 fn files_that_are_cut_off_are_named_and_left() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("authority.pem");
-    let text = { Authority::open(&path).unwrap(); std::fs::read_to_string(&path).unwrap() };
+    let text = {
+        Authority::open(&path).unwrap();
+        std::fs::read_to_string(&path).unwrap()
+    };
     let identity = Authority::open(&path).unwrap().identity(&node("one"), HOUR).unwrap().to_pem();
     for whole in [&text, &identity] {
         for end in (0..whole.len()).step_by(29) {

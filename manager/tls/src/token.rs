@@ -69,7 +69,8 @@ fn check_address(address: &str) -> Result<(), BadToken> {
         Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
         None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-')),
     };
-    let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|it| it > 0);
+    let is_port =
+        port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|it| it > 0);
     if plain && is_port && address.len() <= MAX_ADDRESS { Ok(()) } else { Err(bad) }
 }
 
@@ -125,7 +126,20 @@ mod tests {
         for ok in ["a:1", "10.0.0.1:7071", "[::1]:65535", "node-1.example:80"] {
             assert_eq!(check_address(ok), Ok(()), "{ok}");
         }
-        for bad in ["", "a", ":1", "a:", "a:0", "a:65536", "a:+1", "a b:1", "[::g]:1", "::1:1", "http://a:1", "a/b:1"] {
+        for bad in [
+            "",
+            "a",
+            ":1",
+            "a:",
+            "a:0",
+            "a:65536",
+            "a:+1",
+            "a b:1",
+            "[::g]:1",
+            "::1:1",
+            "http://a:1",
+            "a/b:1",
+        ] {
             assert!(check_address(bad).is_err(), "{bad}");
         }
     }

@@ -129,7 +129,8 @@ fn name(index: usize) -> String {
 /// Processor time that this process has used.
 fn used() -> anyhow::Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_SELF)?;
-    let time = |time: TimeVal| Duration::from_micros(time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64);
+    let time =
+        |time: TimeVal| Duration::from_micros(time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64);
     Ok(time(usage.user_time()) + time(usage.system_time()))
 }
 
@@ -138,9 +139,9 @@ async fn until_ready(client: &Client) -> anyhow::Result<()> {
     let begun = Instant::now();
     loop {
         let nodes = client.cluster_nodes().await?;
-        let ready = nodes.iter().filter(|node| {
-            node.state == NodeState::Ready && node.capsules as usize == CAPSULES_PER_NODE
-        });
+        let ready = nodes
+            .iter()
+            .filter(|node| node.state == NodeState::Ready && node.capsules as usize == CAPSULES_PER_NODE);
         let ready = ready.count();
         if ready == NODES {
             println!("all of them answer after {:.1} s", begun.elapsed().as_secs_f64());

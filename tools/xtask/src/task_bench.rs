@@ -58,6 +58,15 @@ pub(crate) fn run_binary(binary: &str, variants: &[Variant], args: &[OsString]) 
 
 /// Builds a binary of `fcap-tests`, and `fcap`, and runs it with `args`.
 fn run_alone(binary: &str, args: &[OsString]) -> Result<()> {
-    visibly(&mut cargo(&["build", "--locked", "--release", "--package", "fcap-tests", "--package", "fcap-tools", "--bins"]))?;
+    visibly(&mut cargo(&[
+        "build",
+        "--locked",
+        "--release",
+        "--package",
+        "fcap-tests",
+        "--package",
+        "fcap-tools",
+        "--bins",
+    ]))?;
     visibly(program(&[&format!("target/release/{binary}")]).args(args))
 }

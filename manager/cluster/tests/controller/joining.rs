@@ -38,7 +38,11 @@ async fn names(server: &Server) -> Vec<String> {
 }
 
 /// Asks to join as a machine does, but with whatever the test wants.
-async fn ask(server: &Server, token: &JoinToken, change: impl FnOnce(&mut Join)) -> Result<Joined, ErrorBody> {
+async fn ask(
+    server: &Server,
+    token: &JoinToken,
+    change: impl FnOnce(&mut Join),
+) -> Result<Joined, ErrorBody> {
     let mut join = Join {
         name: "made-up".into(),
         secret: token.secret(),
@@ -54,7 +58,11 @@ async fn ask(server: &Server, token: &JoinToken, change: impl FnOnce(&mut Join))
     let answer = answer.await.unwrap();
     let is_ok = answer.status().is_success();
     let body = answer.bytes().await.unwrap();
-    if is_ok { Ok(serde_json::from_slice(&body).unwrap()) } else { Err(serde_json::from_slice(&body).unwrap()) }
+    if is_ok {
+        Ok(serde_json::from_slice(&body).unwrap())
+    } else {
+        Err(serde_json::from_slice(&body).unwrap())
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -254,8 +262,10 @@ async fn certificates_are_renewed_before_they_end() {
     let first = until_ms(&node);
     until("its certificate is a later one", async || until_ms(&node) > first).await;
     // The controller's own, too: it is asked after its first one has ended.
-    until("the first certificates have ended", async || std::time::SystemTime::now() > first + Duration::from_secs(1))
-        .await;
+    until("the first certificates have ended", async || {
+        std::time::SystemTime::now() > first + Duration::from_secs(1)
+    })
+    .await;
     server.until_ready(&["visitor"]).await;
     let operation = server.client.remove_node("visitor", false).await.unwrap();
     server.done(operation).await;
