@@ -36,6 +36,7 @@ use crate::capsule::driver::{Begin, Driver};
 use crate::capsule::end::without_epitaph;
 use crate::capsule::{Capsule, Command, Record};
 use crate::clock::now_ms;
+use crate::cluster::Membership;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::id::CapsuleId;
@@ -114,6 +115,8 @@ pub struct Daemon {
     pub signals: Arc<Signals>,
     /// Who this node is.
     pub identity: Identity,
+    /// Its place in a cluster.
+    pub membership: Arc<Membership>,
     /// Capsules that come and go.
     pub migrations: Arc<Migrations>,
     runtime: Handle,
@@ -163,7 +166,9 @@ impl Daemon {
     ) -> anyhow::Result<Arc<Self>> {
         let images = Images::open_dir(store.images_dir(), options.image_bytes, toolstack.clone())?;
         let networks = Networks::load(fabric, &store).context("failed to read the node's networks")?;
-        let migrations = Migrations::open(&store).context("failed to read what is known of moves")?;
+        let membership = Arc::new(Membership::load(&store)?);
+        let migrations =
+            Migrations::open(&store, membership.clone()).context("failed to read what is known of moves")?;
         let daemon = Arc::new(Self {
             migrations: Arc::new(migrations),
             runtime: Handle::current(),
@@ -175,6 +180,7 @@ impl Daemon {
             events: Arc::default(),
             signals,
             identity,
+            membership,
             table: Mutex::default(),
             pool: Mutex::new(options.pool),
             options,

@@ -2,7 +2,9 @@
 //!
 //! Paths, bodies and errors are those of [`fcap_api`]; the OpenAPI document is made from the
 //! functions that serve them. Whoever reaches the Unix socket may do everything; over TCP a
-//! bearer token is needed, except for the version and the document.
+//! bearer token is needed, except for the version and the document. Over TCP the port takes TLS
+//! too, once the node is in a cluster: its controller needs no token then, and its other nodes need
+//! none to ask where capsules are.
 
 mod capsules;
 mod extract;
@@ -21,6 +23,7 @@ use axum::http::header;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use fcap_api::ErrorBody;
+use fcap_tls::{Role, Subject};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
@@ -102,6 +105,7 @@ fn routes() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(node::version))
         .routes(routes!(node::node, node::update_node))
         .routes(routes!(node::adopt))
+        .routes(routes!(node::certificate, node::renew))
         .routes(routes!(node::overlay, node::set_overlay))
         .routes(routes!(node::endpoints))
         .routes(routes!(node::stats))
@@ -170,6 +174,10 @@ async fn check_token(
 ) -> Result<Response, Error> {
     let path = request.uri().path();
     let open = ["/v1/version", "/v1/openapi.json"].contains(&path);
+    let known = request.extensions().get::<Subject>().is_some_and(|peer| match peer.role() {
+        Role::Controller => true,
+        Role::Node => path == overlay::PATH,
+    });
     let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let token = given.and_then(|value| {
         let (scheme, token) = value.split_at_checked(7)?;
@@ -177,5 +185,9 @@ async fn check_token(
     });
     let accepts =
         |token: &[u8]| daemon.identity.accepts(token) || path == overlay::PATH && daemon.links.accepts(token);
-    if open || token.is_some_and(accepts) { Ok(next.run(request).await) } else { Err(Error::Unauthorized) }
+    if open || known || token.is_some_and(accepts) {
+        Ok(next.run(request).await)
+    } else {
+        Err(Error::Unauthorized)
+    }
 }

@@ -14,11 +14,13 @@
 //! | [`net`] | what the daemon asks of dom0's network |
 //! | [`events`] | what has happened lately |
 //! | [`node`] | who this node is |
+//! | [`cluster`] | who it is to the other machines of its cluster |
 //! | [`http`] | the REST API |
 //! | `xen` | the doors of dom0, and the domain builder (feature `xen`) |
 
 pub mod capsule;
 pub mod clock;
+pub mod cluster;
 pub mod daemon;
 pub mod error;
 pub mod events;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use fcap_api::migrate::MIGRATION_PORT;
+use fcap_manager::cluster::{self, Reached};
 use fcap_manager::daemon::{Daemon, Options, Signals};
 use fcap_manager::http;
 use fcap_manager::log::MIN_BYTES;
@@ -17,6 +18,7 @@ use fcap_manager::node::Identity;
 use fcap_manager::store::{Store, is_in_memory};
 use fcap_manager::toolstack::Toolstack;
 use fcap_manager::toolstack::sim::World;
+use fcap_tls::JoinToken;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -38,6 +40,12 @@ struct Args {
     /// Unix socket to serve the API on
     #[arg(long, value_name = "PATH", default_value = fcap_api::DEFAULT_SOCKET)]
     socket: PathBuf,
+    /// Joins a cluster before anything else is done: a token of `fcap node token`; nothing is done if the node is in it already
+    #[arg(long, value_name = "TOKEN", env = "FCAPD_JOIN", hide_env_values = true, requires = "listen")]
+    join: Option<JoinToken>,
+    /// Host at which the cluster's controller is to reach this node [default: the address from which it joins]
+    #[arg(long, value_name = "HOST", requires = "join")]
+    join_host: Option<String>,
     /// File with the bearer token for the API; rewritten when the node is adopted
     #[arg(long, value_name = "PATH")]
     token_file: Option<PathBuf>,
@@ -84,6 +92,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let store = Store::open(&args.state_dir)?;
     let image_bytes = args.image_bytes.map_or_else(|| default_image_bytes(&args.state_dir), Ok)?;
     let identity = Identity::load(&store, args.token_file, !args.simulate)?;
+    if let (Some(token), Some(listen)) = (&args.join, args.listen) {
+        let reached = Reached { host: args.join_host, port: listen.port() };
+        cluster::join(&store, &identity.name(), token, reached).await?;
+    }
     let signals = Arc::<Signals>::default();
     let (toolstack, fabric): (Arc<dyn Toolstack>, Arc<dyn Fabric>) = if args.simulate {
         (Arc::new(World::new(2, 1 << 20).toolstack(signals.sink())), Arc::<net::sim::Sim>::default())
@@ -102,6 +114,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
             .with_context(|| format!("failed to listen for other nodes on {address}"))?;
         listen::serve(daemon.clone(), listener)?;
     }
+    let membership = daemon.membership.clone();
     let (open, guarded) = http::routers(daemon);
     let tcp = async {
         match args.listen {
@@ -110,7 +123,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
                     .await
                     .with_context(|| format!("failed to listen on {address}"))?;
                 tracing::info!(address = %listener.local_addr()?, "serving");
-                http::serve_tcp(listener, guarded).await?;
+                http::serve_tcp(listener, guarded, membership).await?;
             }
             None => std::future::pending().await,
         }

@@ -12,8 +12,8 @@
 //! | [`listen`] | connections of other nodes |
 //!
 //! A client asks the destination for a ticket, and gives it to the source. The source connects to
-//! the address in it; each side takes only the certificate whose fingerprint the client has
-//! brought. A connection begins with one byte that says what is wanted ([`MOVE`], [`ASK`]) and the
+//! the address in it. Nodes of one cluster know each other by their names; otherwise each side takes
+//! only the certificate whose fingerprint the client has brought. A connection begins with one byte that says what is wanted ([`MOVE`], [`ASK`]) and the
 //! number of the attempt.
 //!
 //! # After the death of a daemon
@@ -25,7 +25,6 @@
 //! | `begun` without a claim | the domain, which never ran, is destroyed |
 
 pub mod arrive;
-mod cipher;
 pub mod journal;
 pub mod leave;
 pub mod listen;
@@ -40,14 +39,16 @@ use std::time::{Duration, Instant};
 
 use fcap_api::ErrorBody;
 use fcap_api::migrate::{Invitation, Ticket};
+use fcap_tls::{Fingerprint, Subject};
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Membership;
 use crate::error::{Error, Result};
 use crate::id::CapsuleId;
 use crate::store::{Saved, Store};
 use crate::toolstack::Places;
 use journal::{Attempt, Journal};
-use tls::{Fingerprint, Identity};
+use tls::{Identity, PeerId};
 
 /// First byte of a connection: a capsule comes.
 pub const MOVE: u8 = b'M';
@@ -80,6 +81,8 @@ pub struct Passport {
 pub struct Migrations {
     /// What of them is on disk.
     pub journal: Journal,
+    /// The node's place in a cluster.
+    pub membership: Arc<Membership>,
     identity: OnceLock<Arc<Identity>>,
     address: OnceLock<SocketAddr>,
     state: Mutex<State>,
@@ -88,7 +91,7 @@ pub struct Migrations {
 #[derive(Default)]
 struct State {
     /// Who may come, and until when.
-    tickets: HashMap<Attempt, (Fingerprint, Instant)>,
+    tickets: HashMap<Attempt, (PeerId, Instant)>,
     /// Attempts that are under way here.
     arriving: HashSet<Attempt>,
     /// Saved capsules that are held until their images are said to be in safety.
@@ -102,9 +105,10 @@ impl Migrations {
     ///
     /// # Errors
     /// When it cannot be used.
-    pub fn open(store: &Store) -> io::Result<Self> {
+    pub fn open(store: &Store, membership: Arc<Membership>) -> io::Result<Self> {
         Ok(Self {
             journal: Journal::open(store.migrations_dir())?,
+            membership,
             identity: OnceLock::new(),
             address: OnceLock::new(),
             state: Mutex::default(),
@@ -115,7 +119,7 @@ impl Migrations {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The node's certificate; made when it is first needed.
+    /// The certificate that the node has made for itself; made when it is first needed.
     ///
     /// # Errors
     /// When the disk fails.
@@ -146,8 +150,20 @@ impl Migrations {
     /// # Errors
     /// When this node does not listen for others, or the invitation is bad.
     pub fn invite(&self, node: String, invitation: &Invitation) -> Result<Ticket> {
-        let source = Fingerprint::parse(&invitation.source)
-            .ok_or_else(|| Error::BadRequest("source must be a fingerprint of 64 hex digits".into()))?;
+        let ours = self.membership.credentials().map(|ours| ours.identity().authority().to_string());
+        let same = invitation.member.as_ref().filter(|member| Some(&member.authority) == ours.as_ref());
+        let source =
+            match same {
+                Some(member) => {
+                    let subject = Subject::node(&member.node);
+                    PeerId::Member(
+                        subject.map_err(|error| Error::BadRequest(error.to_string()))?.name().to_owned(),
+                    )
+                }
+                None => PeerId::Pinned(Fingerprint::parse(&invitation.source).ok_or_else(|| {
+                    Error::BadRequest("source must be a fingerprint of 64 hex digits".into())
+                })?),
+            };
         let address = self.address.get().ok_or_else(|| {
             Error::WrongState(
                 "this node takes no capsules in: fcapd was started without --migrate-listen".into(),
@@ -167,15 +183,16 @@ impl Migrations {
             node,
             address: listen::reachable(*address).to_string(),
             fingerprint: identity.fingerprint().to_string(),
+            authority: same.map(|member| member.authority.clone()),
             attempt: journal::name(&attempt),
         })
     }
 
     /// Uses up a ticket. Until the guard is dropped, the attempt is under way.
-    fn admit(self: &Arc<Self>, attempt: Attempt, from: Fingerprint) -> Option<UnderWay> {
+    fn admit(self: &Arc<Self>, attempt: Attempt, from: &PeerId) -> Option<UnderWay> {
         let mut state = self.state();
         let (source, until) = state.tickets.remove(&attempt)?;
-        if source != from || until < Instant::now() {
+        if source != *from || until < Instant::now() {
             return None;
         }
         state.arriving.insert(attempt);

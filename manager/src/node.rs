@@ -59,11 +59,13 @@ impl Identity {
         let token = token_file.as_deref().map(read_token).transpose()?;
         let kept: Option<Kept> = store.read_own(FILE).context("failed to read the node's identity")?;
         let kept = kept.filter(|kept| kept.boot_id == boot_id());
+        let member = crate::cluster::name(store)?;
         let inner = match kept {
             Some(kept) => Inner { name: kept.name, flavor: kept.flavor, adopted: true, token },
             None => {
                 let name = nix::unistd::gethostname()?.into_string().unwrap_or_default();
                 let name = if name.is_empty() { "node".into() } else { name };
+                let name = member.unwrap_or(name);
                 Inner { name, flavor: None, adopted: false, token }
             }
         };

@@ -211,6 +211,11 @@ impl Store {
         Ok(capsules)
     }
 
+    /// Where a file of the daemon itself is that is neither read nor written here.
+    pub fn own(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
     /// Reads a file of the daemon itself.
     ///
     /// # Errors

@@ -115,7 +115,7 @@ impl Api {
     /// Moves a capsule from here to another server; says what was told of it, the result last.
     pub fn migrate(&self, to: &Self, capsule: &str, how: &Precopy) -> Answer<Vec<Progress>> {
         let identity: MigrationIdentity = self.get("/v1/migrations/identity")?;
-        let ticket = to.post("/v1/migrations", &Invitation { source: identity.fingerprint })?;
+        let ticket = to.post("/v1/migrations", &Invitation::from(identity))?;
         let url = format!("{}/v1/capsules/{capsule}/migrate", self.base);
         let request = self.agent.post(&url).header("authorization", self.bearer());
         let body = json(&Migrate { ticket, how: how.clone() });

@@ -9,5 +9,6 @@ pub mod kv;
 pub mod migrate;
 pub mod net;
 pub mod policy;
+pub mod ps;
 pub mod run;
 pub mod tcp;

@@ -50,7 +50,7 @@ pub fn find(node: &Node, name: &str) -> anyhow::Result<Option<Capsule>> {
 pub fn ticket(from: &Node, to: &Node) -> anyhow::Result<Ticket> {
     let identity: MigrationIdentity =
         from.api().get("/v1/migrations/identity").map_err(anyhow::Error::msg)?;
-    let invitation = Invitation { source: identity.fingerprint };
+    let invitation = Invitation::from(identity);
     to.api().post("/v1/migrations", &invitation).map_err(anyhow::Error::msg)
 }
 

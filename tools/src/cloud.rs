@@ -4,6 +4,7 @@
 //! ```text
 //! $XDG_DATA_HOME/fcap/clouds/NAME/lock          held while nodes come and go
 //! $XDG_DATA_HOME/fcap/clouds/NAME/lan.json      the wire between its nodes (see `lan`)
+//! $XDG_DATA_HOME/fcap/clouds/NAME/authority.pem  signs the certificates of its machines
 //! $XDG_DATA_HOME/fcap/clouds/NAME/controller.*  its controller (see `controller`)
 //! $XDG_DATA_HOME/fcap/clouds/NAME/NODE/         made before the machine is started
 //!                                 NODE/node.json  written last: the node is up
@@ -20,6 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use fcap_api::{Protocol, PublishedPort};
+use fcap_tls::{Authority, TlsError};
 use serde::{Deserialize, Serialize};
 
 mod accel;
@@ -165,6 +167,9 @@ pub enum CloudError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The cloud's authority, or a certificate of it.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// No entropy.
     #[error("the system gives no random bytes: {0}")]
     Random(String),
@@ -211,6 +216,9 @@ pub struct Node {
     /// The operation of the controller that wanted it.
     #[serde(default)]
     pub tag: Option<String>,
+    /// Whether it has a certificate of the cloud's authority.
+    #[serde(default)]
+    pub is_member: bool,
 }
 
 impl Node {
@@ -315,11 +323,11 @@ impl Cloud {
     /// # Errors
     /// When one of them does not come up; then none of the new ones stays.
     pub fn up(&self, request: &Request, progress: Progress<'_>) -> Result<Vec<Node>> {
+        let authority = &self.authority()?;
         self.add(request, progress, |places, template, lan| {
             std::thread::scope(|scope| {
-                let start = |place: &Place| {
-                    node::start(&place.folder, place.index, template, request.flavor, lan, false, None)
-                };
+                let start =
+                    |place: &Place| node::start(place, template, request.flavor, lan, authority, false, None);
                 let starts: Vec<_> = places.iter().map(|place| scope.spawn(move || start(place))).collect();
                 starts
                     .into_iter()
@@ -335,10 +343,10 @@ impl Cloud {
     /// # Errors
     /// When one of them does not come up; then none of the new ones stays.
     pub fn up_tied(&self, request: &Request, progress: Progress<'_>) -> Result<Vec<Node>> {
+        let authority = &self.authority()?;
         self.add(request, progress, |places, template, lan| {
-            let start = |place: &Place| {
-                node::start(&place.folder, place.index, template, request.flavor, lan, true, None)
-            };
+            let start =
+                |place: &Place| node::start(place, template, request.flavor, lan, authority, true, None);
             places.iter().map(start).collect()
         })
     }
@@ -369,7 +377,8 @@ impl Cloud {
         let variant = self.running()?.first().map_or(Variant::Node, |node| node.variant);
         let template = template::ensure(variant, flavor, progress)?;
         let lan = self.lan(false)?;
-        let started = node::start(&folder, index, &template, flavor, &lan, false, Some(tag));
+        let place = Place { index, folder };
+        let started = node::start(&place, &template, flavor, &lan, &self.authority()?, false, Some(tag));
         let joined = started.and_then(|node| {
             let nodes = self.running()?;
             if nodes.len() > 1 {
@@ -378,7 +387,7 @@ impl Cloud {
             Ok(node)
         });
         if joined.is_err() {
-            node::remove(&folder)?;
+            node::remove(&place.folder)?;
         }
         joined
     }
@@ -392,6 +401,15 @@ impl Cloud {
             ports::remove(&folder, &node, ports)?;
         }
         self.publish(to, ports)
+    }
+
+    /// Who signs the certificates of the cloud's machines; made when it is first asked for.
+    ///
+    /// # Errors
+    /// When its file cannot be used.
+    pub fn authority(&self) -> Result<Authority> {
+        make_private(&self.folder)?;
+        Ok(Authority::open(&self.folder.join("authority.pem"))?)
     }
 
     /// Where what belongs to the cloud as a whole is.

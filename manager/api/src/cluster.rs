@@ -14,7 +14,9 @@ mod policy;
 mod view;
 
 pub use cost::{Bill, NodeCost};
-pub use node::{AddNode, ClusterNode, Drain, Failure, MoveTo, Replace, UpdateClusterNode};
+pub use node::{
+    AddNode, ClusterNode, Drain, Failure, Join, Joined, MakeToken, MoveTo, Replace, Token, UpdateClusterNode,
+};
 pub use operation::{AuditEntry, Operation, OperationKind, OperationState, Step, StepState, Work};
 pub use plan::{Change, Considered, Placement, Plan, PlanStep, Proposal, Rejected};
 pub use policy::{Policy, PolicyResult, PolicyRun, PolicySpec, PolicyState, Rules, Setting, TestPolicy};

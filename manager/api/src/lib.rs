@@ -11,6 +11,8 @@
 //! | `GET /v1/node` | | [`Node`] |
 //! | `PATCH /v1/node` | [`NodeUpdate`] | [`Node`] |
 //! | `POST /v1/node/adopt` | [`Adopt`] | 204 |
+//! | `GET /v1/node/certificate` | | [`NodeCertificate`] |
+//! | `PUT /v1/node/certificate` | [`RenewCertificate`] | [`NodeCertificate`] |
 //! | `GET /v1/node/overlay` | | [`OverlayStatus`], or null |
 //! | `PUT /v1/node/overlay` | [`Overlay`] | [`OverlayStatus`] |
 //! | `GET /v1/overlay/endpoints?follow=` | | [`OverlayUpdate`]s, one JSON object a line; for nodes of the overlay |
@@ -225,6 +227,35 @@ pub struct Adopt {
     /// Its card on the wire between nodes, if it has one.
     #[serde(default)]
     pub lan: Option<Lan>,
+    /// Who it is in its cluster, if it is in one: its key, its certificate and the certificate of
+    /// the cluster's authority, in PEM. The certificate bears its name.
+    #[serde(default)]
+    pub identity: Option<String>,
+}
+
+/// How a node is known to the other machines of its cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeCertificate {
+    /// The name in its certificate.
+    pub name: String,
+    /// SHA-256 of the certificate of the cluster's authority, 64 hex digits.
+    pub authority: String,
+    /// From when on its certificate is valid, milliseconds since the Unix epoch.
+    pub not_before_ms: u64,
+    /// Until when.
+    pub not_after_ms: u64,
+    /// A PKCS #10 request for the next one, in PEM.
+    pub request: String,
+}
+
+/// A new certificate for a node, in the place of the one that it has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RenewCertificate {
+    /// The certificate and that of the cluster's authority, in PEM.
+    pub chain: String,
 }
 
 /// An image that a node holds.

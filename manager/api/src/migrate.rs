@@ -29,8 +29,22 @@ pub const PROGRESS_MEDIA_TYPE: &str = "application/x-ndjson";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MigrationIdentity {
-    /// SHA-256 of the node's certificate, 64 hex digits.
+    /// SHA-256 of the certificate that the node has made for itself, 64 hex digits.
     pub fingerprint: String,
+    /// Its place in a cluster, if it has one.
+    #[serde(default)]
+    pub member: Option<Member>,
+}
+
+/// A node's place in a cluster: nodes of one cluster know each other by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// SHA-256 of the certificate of the cluster's authority, 64 hex digits.
+    pub authority: String,
+    /// The node's name.
+    pub node: String,
 }
 
 /// Asks a node to take a capsule in.
@@ -40,6 +54,16 @@ pub struct MigrationIdentity {
 pub struct Invitation {
     /// Fingerprint of the node that it will come from; nobody else may use the ticket.
     pub source: String,
+    /// The place of that node in its cluster: in the same one it is known by its name instead.
+    #[serde(default)]
+    pub member: Option<Member>,
+}
+
+/// Invites a capsule from this node.
+impl From<MigrationIdentity> for Invitation {
+    fn from(source: MigrationIdentity) -> Self {
+        Self { source: source.fingerprint, member: source.member }
+    }
 }
 
 /// A node's promise to take one capsule in. It is void after some minutes, or once it was used.
@@ -51,8 +75,12 @@ pub struct Ticket {
     pub node: String,
     /// Where other nodes reach it, "10.99.0.2:7072".
     pub address: String,
-    /// Fingerprint of its certificate.
+    /// Fingerprint of the certificate that it has made for itself.
     pub fingerprint: String,
+    /// The authority of the cluster that both nodes are in, 64 hex digits: they know each other by
+    /// their names then, and not by fingerprints.
+    #[serde(default)]
+    pub authority: Option<String>,
     /// Number of the attempt, 32 hex digits.
     pub attempt: String,
 }

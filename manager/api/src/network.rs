@@ -194,8 +194,8 @@ pub struct OverlayPeer {
     pub address: Ipv4Addr,
     /// Its number in the overlay.
     pub index: u16,
-    /// Where its daemon is reached, as "http://10.99.0.2:7070"; that port of its address when not
-    /// given.
+    /// Where its daemon is reached, as "https://10.99.0.2:7070"; that port of its address when not
+    /// given, with TLS if the node that is told is in a cluster.
     #[serde(default)]
     pub url: Option<String>,
 }

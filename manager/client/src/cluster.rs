@@ -2,8 +2,8 @@
 
 use super::{Client, ClientError, MAX_EVENT, REQUEST, Reference, Result};
 use fcap_api::cluster::{
-    AddNode, AuditEntry, Bill, ClusterNode, Drain, MoveTo, Operation, Placement, Policy, PolicyResult,
-    PolicyRun, PolicySpec, Replace, TestPolicy, UpdateClusterNode, View,
+    AddNode, AuditEntry, Bill, ClusterNode, Drain, MakeToken, MoveTo, Operation, Placement, Policy,
+    PolicyResult, PolicyRun, PolicySpec, Replace, TestPolicy, Token, UpdateClusterNode, View,
 };
 use reqwest::{Method, Response};
 
@@ -21,6 +21,11 @@ impl Client {
     /// Has the provider start a node.
     pub async fn add_node(&self, add: &AddNode) -> Result<Operation> {
         self.json(self.request(Method::POST, "/v1/nodes").json(add)).await
+    }
+
+    /// Lets one machine join the cluster.
+    pub async fn make_token(&self, make: &MakeToken) -> Result<Token> {
+        self.json(self.request(Method::POST, "/v1/tokens").json(make)).await
     }
 
     /// Changes what the controller keeps of a node.

@@ -9,9 +9,10 @@ pub use migrate::{Moving, Saving};
 
 use fcap_api::stream::{Decoder, Frame, FrameError};
 use fcap_api::{
-    Capsule, CreateCapsule, CreateNetwork, End, ErrorBody, ErrorCode, Event, Image, Network, Node, Pruned,
-    Stats, UpdateCapsule, Version,
+    Capsule, CreateCapsule, CreateNetwork, End, ErrorBody, ErrorCode, Event, Image, Network, Node,
+    NodeCertificate, Pruned, RenewCertificate, Stats, UpdateCapsule, Version,
 };
+use fcap_tls::rustls::ClientConfig;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
@@ -109,7 +110,7 @@ impl std::str::FromStr for Address {
             return Ok(Self::Unix(text.into()));
         }
         let base = match text.split_once("://") {
-            Some(("http", _)) => text.to_owned(),
+            Some(("http" | "https", _)) => text.to_owned(),
             Some(("tcp", rest)) => format!("http://{rest}"),
             Some(_) => return Err(bad()),
             None => format!("http://{text}"),
@@ -177,21 +178,28 @@ impl Client {
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
-        let builder = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT).default_headers(headers);
+        let builder = builder(fcap_tls::plain_client()).default_headers(headers);
         let (builder, base) = match &address {
             Address::Unix(path) => (builder.unix_socket(path.clone()), "http://fcapd".to_owned()),
             Address::Http(base) => (builder, base.clone()),
         };
-        let http = builder.build().map_err(|error| ClientError::Unreachable {
-            address: address.to_string(),
-            reason: chain(&error),
-        })?;
+        let http = build(builder, &address)?;
         Ok(Self { http, base, address, debug })
     }
 
-    /// A server at `base`, reached by `http`, which knows how to be trusted there.
-    pub fn over(http: reqwest::Client, base: &str) -> Self {
-        Self { http, base: base.to_owned(), address: Address::Http(base.to_owned()), debug: false }
+    /// A server at the URL `base`, reached by TLS alone; the configuration says who it must be, and
+    /// who asks.
+    ///
+    /// # Errors
+    /// When the URL is none.
+    pub fn trusting(base: &str, config: ClientConfig) -> Result<Self> {
+        let address: Address = base.parse()?;
+        let base = match &address {
+            Address::Http(base) if base.starts_with("https://") => base.clone(),
+            _ => return Err(ClientError::BadAddress(base.to_owned())),
+        };
+        let http = build(builder(config).https_only(true), &address)?;
+        Ok(Self { http, base, address, debug: false })
     }
 
     /// Passes a request on as it is, but for its address; the answer may be an error.
@@ -276,6 +284,16 @@ impl Client {
     /// The node behind it.
     pub async fn node(&self) -> Result<Node> {
         self.get("/v1/node").await
+    }
+
+    /// How it is known to the other machines of its cluster.
+    pub async fn certificate(&self) -> Result<NodeCertificate> {
+        self.get("/v1/node/certificate").await
+    }
+
+    /// Gives it a new certificate.
+    pub async fn renew(&self, new: &RenewCertificate) -> Result<NodeCertificate> {
+        self.json(self.request(Method::PUT, "/v1/node/certificate").json(new)).await
     }
 
     /// Images it holds.
@@ -529,9 +547,22 @@ impl Events {
     }
 }
 
-/// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut deepest = error;
+fn builder(config: ClientConfig) -> reqwest::ClientBuilder {
+    reqwest::Client::builder().no_proxy().connect_timeout(CONNECT).tls_backend_preconfigured(config)
+}
+
+fn build(builder: reqwest::ClientBuilder, address: &Address) -> Result<reqwest::Client> {
+    builder
+        .build()
+        .map_err(|error| ClientError::Unreachable { address: address.to_string(), reason: chain(&error) })
+}
+
+/// What an error comes down to.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    if let Some(why) = fcap_tls::explain(error) {
+        return why.to_string();
+    }
+    let mut deepest: &dyn std::error::Error = error;
     while let Some(source) = deepest.source() {
         deepest = source;
     }

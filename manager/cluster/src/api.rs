@@ -9,6 +9,7 @@ mod extract;
 mod nodes;
 mod operations;
 mod policies;
+mod server;
 
 use std::sync::{Arc, LazyLock};
 
@@ -25,6 +26,7 @@ use utoipa_axum::routes;
 
 use crate::controller::Controller;
 use crate::error::Error;
+pub(crate) use server::serve_tls;
 
 /// Longest JSON body of a request.
 const MAX_JSON: usize = 1 << 20;
@@ -89,6 +91,8 @@ fn routes() -> OpenApiRouter<Arc<Controller>> {
         .routes(routes!(nodes::drain))
         .routes(routes!(nodes::replace))
         .routes(routes!(nodes::view))
+        .routes(routes!(nodes::make_token))
+        .routes(routes!(nodes::join))
         .routes(routes!(operations::list))
         .routes(routes!(operations::get))
         .routes(routes!(operations::follow))
@@ -150,7 +154,8 @@ async fn check_token(
     request: Request,
     next: Next,
 ) -> Result<Response, Error> {
-    let is_open = ["/v1/version", "/v1/openapi.json"].contains(&request.uri().path());
+    // Who wants to join shows another token, in the body.
+    let is_open = ["/v1/version", "/v1/openapi.json", "/v1/join"].contains(&request.uri().path());
     let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let token = given.and_then(|value| {
         let (scheme, token) = value.split_at_checked(7)?;

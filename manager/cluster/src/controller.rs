@@ -1,17 +1,34 @@
 //! The controller as a whole.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use fcap_tls::Authority;
 use tokio::net::TcpListener;
 
 use crate::api;
 use crate::audit::Audit;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::execute::{Executor, Limits};
+use crate::members::Members;
 use crate::nodes::{Nodes, Rhythm};
 use crate::policies::Policies;
 use crate::provider::Provider;
 use crate::store::Store;
+
+/// Who may ask the controller, and who it is to the nodes.
+pub struct Security {
+    /// The bearer token that operators show.
+    pub token: String,
+    /// The cluster's authority.
+    pub authority: Arc<Authority>,
+    /// How long certificates are good.
+    pub validity: Duration,
+}
+
+fn failed(error: std::io::Error) -> Error {
+    Error::WrongState(format!("machines cannot be served: {error}"))
+}
 
 /// All that serves a request.
 pub struct Controller {
@@ -22,6 +39,8 @@ pub struct Controller {
     pub(crate) policies: Arc<Policies>,
     pub(crate) audit: Arc<Audit>,
     pub(crate) limits: Limits,
+    pub(crate) members: Arc<Members>,
+    pub(crate) store: Arc<dyn Store>,
 }
 
 impl Controller {
@@ -32,17 +51,20 @@ impl Controller {
     pub async fn start(
         store: Arc<dyn Store>,
         provider: Arc<dyn Provider>,
-        token: String,
+        security: Security,
         rhythm: Rhythm,
         limits: Limits,
     ) -> Result<Arc<Self>> {
-        let nodes = Nodes::start(store.clone(), provider.clone(), rhythm).await?;
+        let members = Arc::new(Members::new(security.authority, security.validity)?);
+        tokio::spawn(members.clone().stay_valid());
+        let nodes = Nodes::start(store.clone(), provider.clone(), members.clone(), rhythm).await?;
         let executor = Executor::start(store.clone(), nodes.clone(), provider, limits).await?;
         tokio::spawn(nodes.clone().watch_provider());
         let audit = Arc::new(Audit::new(store.clone()));
-        let policies = Policies::start(store, nodes.clone(), executor.clone(), audit.clone()).await?;
+        let policies = Policies::start(store.clone(), nodes.clone(), executor.clone(), audit.clone()).await?;
         tokio::spawn(policies.clone().run());
-        Ok(Arc::new(Self { token, nodes, executor, policies, audit, limits }))
+        let token = security.token;
+        Ok(Arc::new(Self { token, nodes, executor, policies, audit, limits, members, store }))
     }
 
     /// Serves the API.
@@ -51,6 +73,16 @@ impl Controller {
     /// When connections cannot be accepted any more.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) -> std::io::Result<()> {
         axum::serve(listener, api::router(self)).await
+    }
+
+    /// Serves machines: those that want to join, by TLS alone.
+    ///
+    /// # Errors
+    /// When connections cannot be accepted any more.
+    pub async fn serve_machines(self: Arc<Self>, listener: TcpListener) -> Result<()> {
+        self.members.set_address(listener.local_addr().map_err(failed)?);
+        let config = Arc::new(self.members.server()?);
+        api::serve_tls(listener, config, api::router(self)).await.map_err(failed)
     }
 
     /// Whether there is something to do: nodes to look after, or an operation that is not over.

@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use fcap_api::{ErrorBody, ErrorCode};
 use fcap_client::ClientError;
+use fcap_tls::TlsError;
 
 use crate::policy::PolicyError;
 use crate::provider::ProviderError;
@@ -78,6 +79,9 @@ pub enum Error {
     /// The provider fails.
     #[error(transparent)]
     Provider(#[from] ProviderError),
+    /// A certificate cannot be made.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Something of the store is not what the controller has written.
     #[error("{0} of the store does not parse: {1}")]
     Corrupt(String, String),
@@ -115,9 +119,11 @@ impl Error {
             Self::Refused(body) => body.code,
             Self::NoSuchPath => ErrorCode::NoSuchPath,
             Self::NoSuchMethod => ErrorCode::NoSuchMethod,
-            Self::Store(_) | Self::Provider(ProviderError::Failed { .. }) | Self::Corrupt(..) => {
-                ErrorCode::Internal
-            }
+            Self::Tls(TlsError::BadName(_)) => ErrorCode::BadRequest,
+            Self::Store(_)
+            | Self::Tls(_)
+            | Self::Provider(ProviderError::Failed { .. })
+            | Self::Corrupt(..) => ErrorCode::Internal,
         }
     }
 

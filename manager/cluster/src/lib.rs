@@ -22,6 +22,7 @@
 //! | [`store`] | what must not be forgotten |
 //! | [`provider`] | where nodes come from |
 //! | [`nodes`] | which nodes there are, and how they are |
+//! | [`members`] | who may join, and certificates |
 //! | [`usage`] | what capsules used lately |
 //! | [`execute`] | drains, replacements and plans: in steps that survive the controller |
 //! | [`policies`] | which policies there are, when they run, and what came of it |
@@ -45,6 +46,7 @@ pub mod book;
 pub mod controller;
 pub mod error;
 pub mod execute;
+pub mod members;
 pub mod nodes;
 pub mod policies;
 pub mod provider;

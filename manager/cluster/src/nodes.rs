@@ -3,7 +3,8 @@
 //! Two say which nodes there are: the store, which knows what was decided about each (labels,
 //! whether it is cordoned, whether it is about to go), and the provider, which knows what runs. A
 //! machine that the store does not know has been started by somebody else, and is taken in; a node
-//! whose machine is gone is shown so until an operator removes it.
+//! whose machine is gone is shown so until an operator removes it. A machine that has joined with a
+//! token is in the store, and no provider's.
 //!
 //! Each node has a task here that asks it how it is, and listens to what happens on it:
 //! ```text
@@ -13,6 +14,7 @@
 //! Nothing is done to capsules of a node that is silent: they may well run.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -26,9 +28,10 @@ use tokio::task::AbortHandle;
 
 use crate::book::Book;
 use crate::error::{Error, Result};
+use crate::members::Members;
 use crate::policy::Budget;
 use crate::provider::{Machine, Provider};
-use crate::store::{Store, Transaction, Write};
+use crate::store::{Compare, Store, Transaction, Write};
 use crate::usage::{self, History};
 use crate::view::affinity;
 
@@ -86,6 +89,33 @@ struct Record {
     joined_ms: u64,
     /// It is about to be destroyed.
     stopping: bool,
+    /// It has joined by itself: no provider has its machine.
+    #[serde(default)]
+    joined: Option<Joined>,
+}
+
+/// What a machine has said when it joined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Joined {
+    /// Base of its daemon's URLs.
+    url: String,
+    /// Fingerprint of its key.
+    key: String,
+}
+
+impl Record {
+    /// The machine of a node that has joined by itself.
+    fn machine(&self, name: &str) -> Option<Machine> {
+        let joined = self.joined.as_ref()?;
+        Some(Machine {
+            name: name.to_owned(),
+            flavor: self.flavor.clone(),
+            url: joined.url.clone(),
+            token: String::new(),
+            started_ms: self.joined_ms,
+            tag: None,
+        })
+    }
 }
 
 struct Known {
@@ -115,6 +145,8 @@ struct Live {
 pub struct Nodes {
     store: Arc<dyn Store>,
     provider: Arc<dyn Provider>,
+    /// Who the nodes are, and how they are spoken to.
+    members: Arc<Members>,
     rhythm: Rhythm,
     known: Mutex<BTreeMap<String, Known>>,
     /// Of all capsules, wherever they are.
@@ -149,12 +181,14 @@ impl Nodes {
     pub async fn start(
         store: Arc<dyn Store>,
         provider: Arc<dyn Provider>,
+        members: Arc<Members>,
         rhythm: Rhythm,
     ) -> Result<Arc<Self>> {
         let nodes = Arc::new(Self {
             book: Book::open(store.clone()).await?,
             store,
             provider,
+            members,
             rhythm,
             known: Mutex::default(),
             usage: Mutex::default(),
@@ -177,6 +211,7 @@ impl Nodes {
     pub async fn watch_provider(self: Arc<Self>) {
         loop {
             tokio::time::sleep(self.rhythm.list).await;
+            self.forget_old_usage();
             if let Err(error) = self.reconcile().await {
                 tracing::warn!(%error, "the provider's machines are not known");
             }
@@ -203,8 +238,12 @@ impl Nodes {
             }
             self.attach(machine);
         }
+        let joined: Vec<Machine> =
+            lock(&self.known).iter().filter_map(|(name, known)| known.record.machine(name)).collect();
+        joined.into_iter().for_each(|machine| self.attach(machine));
         for (name, known) in lock(&self.known).iter_mut() {
-            if !running.contains(name) && known.machine.take().is_some() {
+            let runs = running.contains(name) || known.record.joined.is_some();
+            if !runs && known.machine.take().is_some() {
                 tracing::warn!(node = name, "the machine of a node is gone");
                 known.detach();
             }
@@ -242,8 +281,14 @@ impl Nodes {
             return;
         }
         known.detach();
-        let client =
-            machine.url.parse().and_then(|address| Client::new(address, Some(&machine.token), false));
+        // A machine without TLS is one that does not leave this computer.
+        let client = if machine.url.starts_with("https://") {
+            self.members.client(&machine.name, &machine.url)
+        } else {
+            let address = machine.url.parse();
+            let client = address.and_then(|address| Client::new(address, Some(&machine.token), false));
+            client.map_err(Error::from_node(&machine.name))
+        };
         match client {
             Ok(client) => {
                 let name = machine.name.clone();
@@ -300,13 +345,63 @@ impl Nodes {
         self.change(name, change).await
     }
 
+    /// Takes in a machine that has a token. Twice the same one is once.
+    ///
+    /// # Errors
+    /// When it may not join, another node has the name, or the store fails: nothing has changed
+    /// then.
+    pub async fn join(
+        self: &Arc<Self>,
+        from: IpAddr,
+        join: &fcap_api::cluster::Join,
+        audit: impl FnOnce(&str, &str) -> Write,
+    ) -> Result<fcap_api::cluster::Joined> {
+        let admitted = self.members.admit(&*self.store, from, join).await?;
+        let (name, key) = (admitted.name.clone(), format!("{PREFIX}{}", admitted.name));
+        let there = self.store.get(&key).await?;
+        let mut record = match &there {
+            None => Record { joined_ms: now_ms(), ..Record::default() },
+            Some(entry) => serde_json::from_slice(&entry.value)
+                .map_err(|error| Error::Corrupt(entry.key.clone(), error.to_string()))?,
+        };
+        let joined = Joined { url: admitted.url.clone(), key: admitted.key.to_string() };
+        let is_same = record.joined.as_ref().is_some_and(|before| before.key == joined.key);
+        if there.is_some() && !is_same {
+            return Err(Error::NameTaken(format!(
+                "there is a node {name} already, which is another machine: give this one another name, or \
+                 `fcap node rm {name}` first"
+            )));
+        }
+        record.joined = Some(joined);
+        // Signed first: what cannot be signed has not joined.
+        let answer = self.members.sign(&admitted)?;
+        let unchanged =
+            there.map_or(Compare::Absent(key.clone()), |it| Compare::Modified(key.clone(), it.modified));
+        let writes = vec![admitted.then, Write::json(key, &record), audit(&name, &admitted.url)];
+        let outcome = self.store.commit(Transaction { when: vec![admitted.when, unchanged], then: writes });
+        if !outcome.await?.succeeded {
+            return Err(Error::WrongState(format!("another machine joins as node {name}: try again")));
+        }
+        let machine = record.machine(&name);
+        lock(&self.known).entry(name.clone()).or_insert_with(|| Known::new(Record::default())).record =
+            record;
+        tracing::info!(node = name, "a node has joined");
+        machine.into_iter().for_each(|machine| self.attach(machine));
+        Ok(answer)
+    }
+
+    /// Whether a node has joined by itself: no provider has its machine.
+    pub fn has_joined(&self, name: &str) -> bool {
+        lock(&self.known).get(name).is_some_and(|known| known.record.joined.is_some())
+    }
+
     /// Knows of a node before its machine is there. Nothing may come to it before that is said.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn expect(&self, name: &str, flavor: &str, labels: BTreeMap<String, String>) -> Result<()> {
         let flavor = Some(flavor.to_owned());
-        let record = Record { flavor, labels, cordoned: true, joined_ms: now_ms(), stopping: false };
+        let record = Record { flavor, labels, cordoned: true, joined_ms: now_ms(), ..Record::default() };
         self.keep(name, &record).await?;
         lock(&self.known).entry(name.to_owned()).or_insert_with(|| Known::new(record));
         Ok(())
@@ -401,7 +496,7 @@ impl Nodes {
             price_micros: price,
             flavor,
             url: known.machine.as_ref().map(|machine| machine.url.clone()).unwrap_or_default(),
-            provided: true,
+            provided: known.record.joined.is_none(),
             started_ms: known.machine.as_ref().map_or(known.record.joined_ms, |machine| machine.started_ms),
             seen_ms: known.live.seen_ms,
             clock_ahead_ms: known.live.clock_ahead_ms,
@@ -619,6 +714,8 @@ impl Nodes {
         let _listener = AbortOnDrop(listener.abort_handle());
         let mut listed: Option<Instant> = None;
         let mut changed = true;
+        // Of its certificate.
+        let mut renewal = SystemTime::now();
         loop {
             let due = changed || listed.is_none_or(|at| at.elapsed() >= self.rhythm.sample);
             let asked = tokio::time::timeout(self.rhythm.patience, question(&client, due)).await;
@@ -629,7 +726,14 @@ impl Nodes {
             if due && answer.is_ok() {
                 listed = Some(Instant::now());
             }
+            let has_answered = answer.is_ok();
             self.heard(&name, answer);
+            if has_answered && renewal <= SystemTime::now() && is_secured(&client) {
+                renewal = self.members.renew(&name, &client).await.unwrap_or_else(|error| {
+                    tracing::warn!(node = name, %error, "the certificate of a node cannot be renewed");
+                    SystemTime::now() + self.rhythm.sample
+                });
+            }
             changed = tokio::time::timeout(self.rhythm.ask, look.notified()).await.is_ok();
         }
     }
@@ -678,12 +782,22 @@ impl Nodes {
     }
 
     fn sampled(&self, stats: &[Stats]) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now = self.uptime_ms();
         let mut usage = lock(&self.usage);
         for stats in stats {
             usage.entry(stats.id.clone()).or_default().add(now, stats);
         }
-        usage.retain(|_, history| history.last_ms() + 3_600_000 > now);
+    }
+
+    /// Forgets what capsules used that are long gone. There are too many to look at all of them
+    /// with every node's answer.
+    fn forget_old_usage(&self) {
+        let now = self.uptime_ms();
+        lock(&self.usage).retain(|_, history| history.last_ms() + 3_600_000 > now);
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -700,6 +814,11 @@ impl Known {
         self.live.answered = None;
         self.live.misses = 0;
     }
+}
+
+/// Whether a node is known by its certificate.
+fn is_secured(client: &Client) -> bool {
+    client.address().to_string().starts_with("https://")
 }
 
 struct AbortOnDrop(AbortHandle);

@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use fcap_api::migrate::{
-    IMAGE_MEDIA_TYPE, Invitation, Migrate, MigrationIdentity, PROGRESS_MEDIA_TYPE, SaveMode, Ticket,
+    IMAGE_MEDIA_TYPE, Invitation, Member, Migrate, MigrationIdentity, PROGRESS_MEDIA_TYPE, SaveMode, Ticket,
 };
 use fcap_api::{Capsule, ErrorBody};
 use futures_util::StreamExt;
@@ -30,9 +30,13 @@ const PIECES: usize = 16;
 #[utoipa::path(get, path = "/v1/migrations/identity", tag = "migrations",
     responses((status = OK, body = MigrationIdentity), Errors))]
 pub(crate) async fn identity(State(daemon): State<Arc<Daemon>>) -> Result<Json<MigrationIdentity>> {
+    let member = daemon.membership.credentials().map(|ours| {
+        let identity = ours.identity();
+        Member { authority: identity.authority().to_string(), node: identity.subject().name().to_owned() }
+    });
     let identity = blocking(move || daemon.migrations.identity()).await?;
     let identity = identity.map_err(Error::disk("make the node's certificate"))?;
-    Ok(Json(MigrationIdentity { fingerprint: identity.fingerprint().to_string() }))
+    Ok(Json(MigrationIdentity { fingerprint: identity.fingerprint().to_string(), member }))
 }
 
 /// Promises to take one capsule in.

@@ -8,12 +8,14 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use fcap_api::{
-    Adopt, Event, Node, NodeUpdate, Overlay, OverlayStatus, OverlayUpdate, Pruned, Stats, Version,
+    Adopt, Event, Node, NodeCertificate, NodeUpdate, Overlay, OverlayStatus, OverlayUpdate, Pruned,
+    RenewCertificate, Stats, Version,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{Errors, extract};
+use crate::cluster;
 use crate::daemon::{Daemon, blocking};
 use crate::error::{Error, Result};
 use crate::net::overlay;
@@ -49,8 +51,27 @@ pub(crate) async fn adopt(
     State(daemon): State<Arc<Daemon>>,
     extract::Json(adopt): extract::Json<Adopt>,
 ) -> Result<StatusCode> {
+    let member = adopt.identity.as_deref().map(|text| cluster::parse(text, &adopt.name)).transpose()?;
     daemon.identity.adopt(&daemon.store, &adopt)?;
+    if let Some(member) = member {
+        daemon.membership.enter(member)?;
+    }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// How the node is known to the other machines of its cluster.
+#[utoipa::path(get, path = "/v1/node/certificate", tag = "node", responses((status = OK, body = NodeCertificate), Errors))]
+pub(crate) async fn certificate(State(daemon): State<Arc<Daemon>>) -> Result<Json<NodeCertificate>> {
+    daemon.membership.certificate().map(Json)
+}
+
+/// Puts a new certificate in the place of the present one.
+#[utoipa::path(put, path = "/v1/node/certificate", tag = "node", responses((status = OK, body = NodeCertificate), Errors))]
+pub(crate) async fn renew(
+    State(daemon): State<Arc<Daemon>>,
+    extract::Json(request): extract::Json<RenewCertificate>,
+) -> Result<Json<NodeCertificate>> {
+    blocking(move || daemon.membership.renew(&request.chain)).await?.map(Json)
 }
 
 /// The node's place in the overlay; null when it has none.

@@ -6,12 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use fcap_tls::{Accepted, Subject, accept, explain};
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use crate::cluster::Membership;
 
 /// Most connections at a time; more have to wait.
 const MAX_CONNECTIONS: usize = 1024;
@@ -53,7 +60,7 @@ pub async fn serve_unix(listener: UnixListener, router: Router) -> io::Result<()
             Ok((stream, _)) => {
                 let router = router.clone();
                 tokio::spawn(async move {
-                    serve(stream, router).await;
+                    serve(stream, router, None).await;
                     drop(permit);
                 });
             }
@@ -62,21 +69,29 @@ pub async fn serve_unix(listener: UnixListener, router: Router) -> io::Result<()
     }
 }
 
-/// Serves everybody who connects over TCP.
+/// Serves everybody who connects over TCP, and with TLS those who are of the node's cluster.
 ///
 /// # Errors
 /// When the system stops accepting connections.
-pub async fn serve_tcp(listener: TcpListener, router: Router) -> io::Result<()> {
+pub async fn serve_tcp(listener: TcpListener, router: Router, membership: Arc<Membership>) -> io::Result<()> {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let permit = connections.clone().acquire_owned().await;
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
                 // Output goes out as it comes.
                 let _ = stream.set_nodelay(true);
-                let router = router.clone();
+                let (router, config) = (router.clone(), membership.server());
                 tokio::spawn(async move {
-                    serve(stream, router).await;
+                    match timeout(HEAD_TIME, accept(stream, config)).await {
+                        Ok(Ok(Accepted::Plain(stream))) => serve(stream, router, None).await,
+                        Ok(Ok(Accepted::Secured(stream, peer))) => serve(stream, router, peer).await,
+                        Ok(Err(error)) => match explain(&error) {
+                            Some(why) => tracing::warn!(%from, %why, "another machine is not believed"),
+                            None => tracing::debug!(%from, %error, "a connection broke off"),
+                        },
+                        Err(_) => tracing::debug!(%from, "a connection says nothing"),
+                    }
                     drop(permit);
                 });
             }
@@ -100,10 +115,18 @@ async fn after_failed_accept(error: io::Error) -> io::Result<()> {
     }
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, router: Router) {
+/// Serves a connection; requests bear the name of the machine whose it is, if that is known.
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, router: Router, peer: Option<Subject>) {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(BUFFER);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if let Some(peer) = &peer {
+            request.extensions_mut().insert(peer.clone());
+        }
+        router.call(request)
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.await {
         tracing::debug!(error = ?error.to_string(), "a connection broke off");
     }

@@ -19,7 +19,7 @@ use xen_proto::suspend;
 
 use super::journal::{Attempt, Begun, In, Journal};
 use super::luggage::{self, LOG_END};
-use super::tls::{Fingerprint, Reader, Writer};
+use super::tls::{PeerId, Reader, Writer};
 use super::{Passport, UnderWay, describe};
 use crate::capsule::Capsule;
 use crate::capsule::driver::{Begin, Driver};
@@ -35,7 +35,7 @@ pub(super) fn receive(
     daemon: &Arc<Daemon>,
     runtime: &Handle,
     under_way: UnderWay,
-    from: Fingerprint,
+    from: &PeerId,
     mut reader: Reader,
     mut writer: Writer,
 ) {

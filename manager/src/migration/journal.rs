@@ -36,8 +36,9 @@ pub struct Out {
     pub node: String,
     /// Where it is.
     pub address: String,
-    /// Fingerprint of its certificate.
-    pub fingerprint: String,
+    /// By what it is known: a fingerprint, or its name in the cluster.
+    #[serde(alias = "fingerprint")]
+    pub peer: String,
 }
 
 /// That a capsule is arriving.
@@ -52,7 +53,7 @@ pub struct Begun {
 pub struct In {
     /// What is to be kept of the capsule.
     pub saved: Saved,
-    /// Fingerprint of the source, the only one that may ask for it.
+    /// By what the source is known, the only one that may ask for it.
     pub source: String,
 }
 
@@ -181,7 +182,7 @@ mod tests {
             capsule: CapsuleId([1; 16]),
             node: "other".into(),
             address: "127.0.0.1:1".into(),
-            fingerprint: "f".into(),
+            peer: "f".into(),
         };
         journal.write(&[7; 16], "out", &out).unwrap();
         journal.write(&[8; 16], "begun", &Begun { capsule: CapsuleId([2; 16]) }).unwrap();

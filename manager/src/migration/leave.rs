@@ -17,13 +17,14 @@ use fcap_migrate::progress::{MigrateStats, Progress as Step, RoundStats};
 use fcap_migrate::source::{self, Options};
 use fcap_migrate::wire::Reason;
 use fcap_migrate::{Compression, MigrateError};
+use fcap_tls::{Fingerprint, Subject};
 use tokio::sync::{mpsc, oneshot};
 use xen_proto::frame::{Mfn, Pfn};
 
 use super::journal::{self, Attempt, Journal, Out};
 use super::listen::{read_exact, write_all};
 use super::luggage::{self, LOG_END};
-use super::tls::{Fingerprint, Reader, Writer};
+use super::tls::{PeerId, Reader, Writer};
 use super::{ASK, BUSY, GONE, MOVE, Passport, RELEASED, TAKEN, arrive, describe};
 use crate::capsule::console::Console;
 use crate::capsule::{Capsule, Command, Phase};
@@ -134,18 +135,29 @@ impl Drop for CancelOnDrop {
 struct Peer {
     node: String,
     address: SocketAddr,
-    fingerprint: Fingerprint,
+    id: PeerId,
     attempt: Attempt,
 }
 
-fn peer(request: &Migrate) -> Result<Peer> {
+fn peer(daemon: &Daemon, request: &Migrate) -> Result<Peer> {
     let ticket = &request.ticket;
     let bad = |what: &str| Error::BadRequest(format!("the ticket's {what} makes no sense"));
+    let id = match &ticket.authority {
+        Some(authority) => {
+            let ours = daemon.membership.credentials().map(|ours| ours.identity().authority().to_string());
+            if ours.as_ref() != Some(authority) {
+                return Err(Error::BadRequest("the ticket is for a node of another cluster".into()));
+            }
+            let subject = Subject::node(&ticket.node).map_err(|_| bad("node"))?;
+            PeerId::Member(subject.name().to_owned())
+        }
+        None => PeerId::Pinned(Fingerprint::parse(&ticket.fingerprint).ok_or_else(|| bad("fingerprint"))?),
+    };
     let mut addresses = ticket.address.to_socket_addrs().map_err(|_| bad("address"))?;
     Ok(Peer {
         node: crate::names::printable(&ticket.node, fcap_api::MAX_NAME),
         address: addresses.next().ok_or_else(|| bad("address"))?,
-        fingerprint: Fingerprint::parse(&ticket.fingerprint).ok_or_else(|| bad("fingerprint"))?,
+        id,
         attempt: journal::parse_name(&ticket.attempt).ok_or_else(|| bad("attempt"))?,
     })
 }
@@ -160,7 +172,7 @@ pub async fn migrate(
     capsule: &Arc<Capsule>,
     request: Migrate,
 ) -> Result<(mpsc::UnboundedReceiver<Progress>, CancelOnDrop)> {
-    let peer = peer(&request)?;
+    let peer = peer(daemon, &request)?;
     let options = Options {
         policy: policy(&request.how),
         rate_limit: request.how.rate.filter(|&rate| rate > 0),
@@ -203,7 +215,7 @@ pub async fn migrate(
                     capsule: capsule.id,
                     node: peer.node.clone(),
                     address: peer.address.to_string(),
-                    fingerprint: peer.fingerprint.to_string(),
+                    peer: peer.id.to_string(),
                 };
                 daemon.runtime().spawn(settle(daemon.clone(), peer.attempt, claim, Some(leaving)));
             }
@@ -242,9 +254,8 @@ fn travel(
         let node = &peer.node;
         kept(Error::WrongState(format!("node {node} cannot be reached at {}: {error}", peer.address)))
     };
-    let identity = daemon.migrations.identity().map_err(unreachable)?;
     let (mut reader, mut writer) =
-        connect(&identity, peer.address, peer.fingerprint, MOVE, &peer.attempt).map_err(unreachable)?;
+        connect(daemon, peer.address, &peer.id, MOVE, &peer.attempt).map_err(unreachable)?;
     write_all(&mut writer, &[], PATIENCE).map_err(unreachable)?;
     let mut claim = OutClaim {
         journal: daemon.migrations.journal.clone(),
@@ -253,7 +264,7 @@ fn travel(
             capsule: leaving.saved.config.id,
             node: peer.node.clone(),
             address: peer.address.to_string(),
-            fingerprint: peer.fingerprint.to_string(),
+            peer: peer.id.to_string(),
         },
     };
     let pages = domain.pages;
@@ -281,13 +292,14 @@ fn travel(
 }
 
 fn connect(
-    identity: &super::tls::Identity,
+    daemon: &Daemon,
     address: SocketAddr,
-    fingerprint: Fingerprint,
+    peer: &PeerId,
     what: u8,
     attempt: &Attempt,
 ) -> io::Result<(Reader, Writer)> {
-    let (reader, mut writer) = identity.connect(address, fingerprint)?;
+    let member = daemon.membership.credentials();
+    let (reader, mut writer) = daemon.migrations.identity()?.connect(address, peer, member.as_ref())?;
     let head: Vec<u8> = std::iter::once(what).chain(*attempt).collect();
     write_all(&mut writer, &head, PATIENCE)?;
     Ok((reader, writer))
@@ -427,12 +439,10 @@ fn settle_once(
     out: &Out,
     leaving: Option<&Leaving>,
 ) -> io::Result<Option<Outcome>> {
-    let fingerprint = Fingerprint::parse(&out.fingerprint);
-    let fingerprint =
-        fingerprint.ok_or_else(|| io::Error::other("the claim's fingerprint makes no sense"))?;
+    let peer = PeerId::parse(&out.peer);
+    let peer = peer.ok_or_else(|| io::Error::other("the claim does not say who the destination is"))?;
     let address = out.address.parse().map_err(io::Error::other)?;
-    let identity = daemon.migrations.identity()?;
-    let (mut reader, writer) = connect(&identity, address, fingerprint, ASK, &attempt)?;
+    let (mut reader, writer) = connect(daemon, address, &peer, ASK, &attempt)?;
     let mut answer = [0];
     read_exact(&mut reader, &mut answer, PATIENCE)?;
     let (message, outcome) = match answer[0] {

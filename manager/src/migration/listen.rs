@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 use super::journal::{Attempt, In};
-use super::tls::{Fingerprint, Reader, Writer};
+use super::tls::{PeerId, Reader, Writer};
 use super::{ASK, BUSY, GONE, MOVE, RELEASED, TAKEN, arrive};
 use crate::daemon::Daemon;
 
@@ -97,20 +97,21 @@ fn is_pause(error: &io::Error) -> bool {
 
 fn handle(daemon: &Arc<Daemon>, runtime: &Handle, socket: TcpStream) -> io::Result<()> {
     let identity = daemon.migrations.identity()?;
-    let (mut reader, mut writer, from) = identity.accept(socket)?;
+    let member = daemon.membership.credentials();
+    let (mut reader, mut writer, from) = identity.accept(socket, member.as_ref())?;
     let mut head = [0; 17];
     read_exact(&mut reader, &mut head, PATIENCE)?;
     let attempt: Attempt = std::array::from_fn(|index| head[index + 1]);
     match head[0] {
         MOVE => {
-            let admitted = daemon.migrations.admit(attempt, from);
+            let admitted = daemon.migrations.admit(attempt, &from);
             let Some(under_way) = admitted else {
                 return Err(io::Error::other("it has no ticket, or one of somebody else"));
             };
-            arrive::receive(daemon, runtime, under_way, from, reader, writer);
+            arrive::receive(daemon, runtime, under_way, &from, reader, writer);
             Ok(())
         }
-        ASK => answer(daemon, &attempt, from, &mut reader, &mut writer),
+        ASK => answer(daemon, &attempt, &from, &mut reader, &mut writer),
         _ => Err(io::Error::other("it does not say what it wants")),
     }
 }
@@ -119,7 +120,7 @@ fn handle(daemon: &Arc<Daemon>, runtime: &Handle, socket: TcpStream) -> io::Resu
 fn answer(
     daemon: &Daemon,
     attempt: &Attempt,
-    from: Fingerprint,
+    from: &PeerId,
     reader: &mut Reader,
     writer: &mut Writer,
 ) -> io::Result<()> {

@@ -1,7 +1,10 @@
-//! How nodes know each other when a capsule moves: TLS 1.3 with certificates of their own making.
+//! How nodes know each other when a capsule moves: TLS 1.3.
 //!
-//! Nobody signs the certificates. Each side is told the fingerprint of the other's by the client,
-//! who has authenticated both nodes, and takes no other: so both are authenticated.
+//! Nodes of one cluster show the certificates that its authority has signed, and each takes the node
+//! of the expected name alone. Others show certificates of their own making, which nobody signs: each
+//! side is told the fingerprint of the other's by the client, who has authenticated both nodes, and
+//! takes no other. Either way both are authenticated. The name that is asked for tells which
+//! certificate is meant.
 //!
 //! A connection is parted into a reader and a writer, for two threads.
 
@@ -11,18 +14,18 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use fcap_tls::{Credentials, Fingerprint, PeerError, Role, Subject, explain, write_secret};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, ClientConnection, Connection, DigitallySignedStruct, DistinguishedName,
     ServerConfig, ServerConnection, SignatureScheme,
 };
-use sha2::{Digest, Sha256};
-
-use super::cipher;
 
 /// How long the other side may take to answer while the connection is made.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -33,40 +36,40 @@ const PIECE: usize = 64 << 10;
 /// Most bytes that wait in the socket to be sent: the rest of a move would wait behind them, and
 /// how long writes take would say nothing about the link. Enough for a gigabit over 5 ms.
 const SEND_BUFFER: usize = 512 << 10;
-/// The name in certificates; nobody looks at it.
+/// The name in certificates of nodes' own making, and the one that is asked for when one is meant.
 const NAME: &str = "fcap-node";
+/// The name that is asked for when a certificate of the cluster's authority is meant.
+const MEMBER: &str = "fcap-member";
 
-/// SHA-256 of a certificate.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint(pub [u8; 32]);
+/// By what another node is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerId {
+    /// Its own certificate.
+    Pinned(Fingerprint),
+    /// Its name in the cluster that both nodes are in.
+    Member(String),
+}
 
-impl Fingerprint {
-    fn of(certificate: &CertificateDer<'_>) -> Self {
-        Self(Sha256::digest(certificate).into())
-    }
-
-    /// The fingerprint in 64 hex digits.
+impl PeerId {
+    /// What [`Display`](std::fmt::Display) has written.
     pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.as_bytes();
-        let mut bytes = [0; 32];
-        if digits.len() != 64 {
-            return None;
+        match text.strip_prefix("member:") {
+            Some(name) => Subject::node(name).ok().map(|subject| Self::Member(subject.name().to_owned())),
+            None => Fingerprint::parse(text).map(Self::Pinned),
         }
-        for (byte, pair) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
-            let digit = |digit: u8| char::from(digit).to_digit(16);
-            *byte = u8::try_from(digit(pair[0])? << 4 | digit(pair[1])?).ok()?;
-        }
-        Some(Self(bytes))
     }
 }
 
-impl std::fmt::Display for Fingerprint {
+impl std::fmt::Display for PeerId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        match self {
+            Self::Pinned(fingerprint) => fingerprint.fmt(f),
+            Self::Member(name) => write!(f, "member:{name}"),
+        }
     }
 }
 
-/// The node's certificate and its key.
+/// The certificate that the node has made for itself, and its key.
 pub struct Identity {
     certificate: CertificateDer<'static>,
     key: PrivatePkcs8KeyDer<'static>,
@@ -80,7 +83,7 @@ impl Identity {
     /// When the disk fails.
     pub fn load(directory: &Path) -> io::Result<Self> {
         let (certificate_file, key_file) = (directory.join("node.crt"), directory.join("node.key"));
-        let provider = cipher::provider();
+        let provider = fcap_tls::provider();
         match (std::fs::read(&certificate_file), std::fs::read(&key_file)) {
             (Ok(certificate), Ok(key)) => {
                 return Ok(Self { certificate: certificate.into(), key: key.into(), provider });
@@ -93,7 +96,7 @@ impl Identity {
         let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).map_err(io::Error::other)?;
         let certificate = made.cert.der().clone();
         let key = made.signing_key.serialize_der();
-        write_secret(&key_file, &key)?;
+        write_secret(&key_file, &key).map_err(io::Error::other)?;
         std::fs::write(&certificate_file, &certificate)?;
         Ok(Self { certificate, key: key.into(), provider })
     }
@@ -107,21 +110,40 @@ impl Identity {
         PrivateKeyDer::Pkcs8(self.key.clone_key())
     }
 
-    /// Connects to the node with this fingerprint.
+    fn certified(&self) -> io::Result<Arc<CertifiedKey>> {
+        let chain = vec![self.certificate.clone()];
+        CertifiedKey::from_der(chain, self.key(), &self.provider).map(Arc::new).map_err(io::Error::other)
+    }
+
+    /// Connects to this node, and no other.
     ///
     /// # Errors
     /// When it cannot be reached, or is another one.
-    pub fn connect(&self, address: SocketAddr, peer: Fingerprint) -> io::Result<(Reader, Writer)> {
+    pub fn connect(
+        &self,
+        address: SocketAddr,
+        peer: &PeerId,
+        member: Option<&Credentials>,
+    ) -> io::Result<(Reader, Writer)> {
+        let (config, name) = match peer {
+            PeerId::Pinned(peer) => {
+                let verifier = Arc::new(Pinned { peer: Some(*peer), provider: self.provider.clone() });
+                let config = ClientConfig::builder_with_provider(self.provider.clone())
+                    .with_protocol_versions(&[&rustls::version::TLS13])
+                    .map_err(io::Error::other)?
+                    .dangerous()
+                    .with_custom_certificate_verifier(verifier)
+                    .with_client_auth_cert(vec![self.certificate.clone()], self.key())
+                    .map_err(io::Error::other)?;
+                (config, NAME)
+            }
+            PeerId::Member(name) => {
+                let member = member.ok_or_else(|| io::Error::other("this node is in no cluster any more"))?;
+                (member.client(Subject::node(name).map_err(io::Error::other)?), MEMBER)
+            }
+        };
         let socket = TcpStream::connect_timeout(&address, HANDSHAKE)?;
-        let verifier = Arc::new(Pinned { peer: Some(peer), provider: self.provider.clone() });
-        let config = ClientConfig::builder_with_provider(self.provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(io::Error::other)?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_client_auth_cert(vec![self.certificate.clone()], self.key())
-            .map_err(io::Error::other)?;
-        let name = ServerName::try_from(NAME).map_err(io::Error::other)?;
+        let name = ServerName::try_from(name).map_err(io::Error::other)?;
         let client = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
         let (reader, writer, _) = split(socket, client.into())?;
         Ok((reader, writer))
@@ -130,26 +152,49 @@ impl Identity {
     /// Takes a connection; says whose it is. The caller decides whether it may go on.
     ///
     /// # Errors
-    /// When the other side does not speak TLS, or shows no certificate.
-    pub fn accept(&self, socket: TcpStream) -> io::Result<(Reader, Writer, Fingerprint)> {
+    /// When the other side does not speak TLS, shows no certificate, or one of a cluster that is
+    /// not to be believed.
+    pub fn accept(
+        &self,
+        socket: TcpStream,
+        member: Option<&Credentials>,
+    ) -> io::Result<(Reader, Writer, PeerId)> {
         let verifier = Arc::new(Pinned { peer: None, provider: self.provider.clone() });
+        let shown = Shown { own: self.certified()?, member: member.map(Credentials::certified) };
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(io::Error::other)?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![self.certificate.clone()], self.key())
-            .map_err(io::Error::other)?;
+            .with_cert_resolver(Arc::new(shown));
         // Nobody comes back to an old session.
         config.send_tls13_tickets = 0;
         let server = ServerConnection::new(Arc::new(config)).map_err(io::Error::other)?;
-        split(socket, server.into())
+        let (reader, writer, certificate) = split(socket, server.into())?;
+        let peer = match (member, Subject::of(&certificate)) {
+            (Some(member), Ok(_)) => {
+                let subject = member.peer(&certificate).map_err(io::Error::other)?;
+                if subject.role() != Role::Node {
+                    return Err(io::Error::other(format!("{subject} moves no capsules")));
+                }
+                PeerId::Member(subject.name().to_owned())
+            }
+            _ => PeerId::Pinned(Fingerprint::of(&certificate)),
+        };
+        Ok((reader, writer, peer))
     }
 }
 
-fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(bytes)
+/// Shows the certificate that is meant.
+#[derive(Debug)]
+struct Shown {
+    own: Arc<CertifiedKey>,
+    member: Option<Arc<CertifiedKey>>,
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if hello.server_name() == Some(MEMBER) { self.member.clone() } else { Some(self.own.clone()) }
+    }
 }
 
 /// Takes a certificate by its fingerprint alone; the handshake proves that the other side has its
@@ -159,12 +204,6 @@ struct Pinned {
     /// Anybody's, if the caller looks at it afterwards.
     peer: Option<Fingerprint>,
     provider: Arc<CryptoProvider>,
-}
-
-impl std::fmt::Debug for Fingerprint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(self, f)
-    }
 }
 
 impl Pinned {
@@ -278,19 +317,25 @@ impl Shared {
 }
 
 /// Finishes the handshake and parts the connection in two.
-fn split(socket: TcpStream, mut connection: Connection) -> io::Result<(Reader, Writer, Fingerprint)> {
+fn split(
+    socket: TcpStream,
+    mut connection: Connection,
+) -> io::Result<(Reader, Writer, CertificateDer<'static>)> {
     socket.set_nodelay(true)?;
     setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER)?;
     socket.set_read_timeout(Some(HANDSHAKE))?;
     socket.set_write_timeout(Some(HANDSHAKE))?;
     while connection.is_handshaking() {
-        connection.complete_io(&mut &socket)?;
+        connection.complete_io(&mut &socket).map_err(|error| match explain(&error) {
+            Some(why) => io::Error::new(error.kind(), why),
+            None => error,
+        })?;
     }
     while connection.wants_write() {
         connection.write_tls(&mut &socket)?;
     }
-    let peer = connection.peer_certificates().and_then(|chain| chain.first()).map(Fingerprint::of);
-    let peer = peer.ok_or_else(|| io::Error::other("the other side shows no certificate"))?;
+    let peer = connection.peer_certificates().and_then(|chain| chain.first());
+    let peer = peer.ok_or_else(|| io::Error::other(PeerError::NoCertificate))?.clone().into_owned();
     socket.set_read_timeout(Some(LOOK))?;
     socket.set_write_timeout(Some(LOOK))?;
     let shared = Arc::new(Shared { connection: Mutex::new(connection), socket });
@@ -315,7 +360,10 @@ impl Reader {
             let mut rest = &self.arrived[self.fed..];
             connection.read_tls(&mut rest)?;
             self.fed = self.arrived.len() - rest.len();
-            let state = connection.process_new_packets().map_err(io::Error::other)?;
+            // The first that is read may say that the other side does not believe us.
+            let state = connection
+                .process_new_packets()
+                .map_err(|error| io::Error::other(PeerError::from(&error)))?;
             if state.plaintext_bytes_to_read() > 0 {
                 break;
             }
@@ -405,6 +453,8 @@ impl Write for Writer {
 mod tests {
     use std::net::TcpListener;
 
+    use fcap_tls::{Authority, VALIDITY};
+
     use super::*;
 
     fn identities() -> (tempfile::TempDir, Identity, Identity) {
@@ -428,8 +478,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (expected, peer) = (a.fingerprint(), b.fingerprint());
         let server = std::thread::spawn(move || {
-            let (mut reader, mut writer, from) = b.accept(listener.accept().unwrap().0).unwrap();
-            assert_eq!(from, expected);
+            let (mut reader, mut writer, from) = b.accept(listener.accept().unwrap().0, None).unwrap();
+            assert_eq!(from, PeerId::Pinned(expected));
             let mut bytes = vec![0; 300_000];
             // In small pieces: more comes than is taken.
             for piece in bytes.chunks_mut(1000) {
@@ -438,7 +488,7 @@ mod tests {
             writer.write_all(&bytes).unwrap();
             writer.flush().unwrap();
         });
-        let (mut reader, mut writer) = a.connect(address, peer).unwrap();
+        let (mut reader, mut writer) = a.connect(address, &PeerId::Pinned(peer), None).unwrap();
         let sent: Vec<u8> = (0..300_000u32).map(|n| (n % 251) as u8).collect();
         let expected = sent.clone();
         let sender = std::thread::spawn(move || {
@@ -458,17 +508,58 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let wrong = a.fingerprint();
-        let server = std::thread::spawn(move || b.accept(listener.accept().unwrap().0).map(drop));
-        assert!(a.connect(address, wrong).is_err());
+        let server = std::thread::spawn(move || b.accept(listener.accept().unwrap().0, None).map(drop));
+        assert!(a.connect(address, &PeerId::Pinned(wrong), None).is_err());
         assert!(server.join().unwrap().is_err());
     }
 
     #[test]
-    fn fingerprints_are_read_back_and_others_refused() {
-        let fingerprint = Fingerprint([0xa5; 32]);
-        assert_eq!(Fingerprint::parse(&fingerprint.to_string()), Some(fingerprint));
-        for bad in ["", "a5", &"g".repeat(64), &"ü".repeat(32)] {
-            assert_eq!(Fingerprint::parse(bad), None);
+    fn nodes_of_one_cluster_know_each_other_by_name() {
+        let (_directory, a, b) = identities();
+        let (cluster, other) = (Authority::generate().unwrap(), Authority::generate().unwrap());
+        let member = |authority: &Authority, name: &str| {
+            let identity = authority.identity(&Subject::node(name).unwrap(), VALIDITY).unwrap();
+            Credentials::new(identity).unwrap()
+        };
+        let (one, two, stranger) = (member(&cluster, "one"), member(&cluster, "two"), member(&other, "one"));
+        // What the source and the destination say of each other.
+        let meet = |ours: Option<&Credentials>, expected: &PeerId| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            std::thread::scope(|scope| {
+                let server = scope.spawn(|| {
+                    let (_, mut writer, from) = b.accept(listener.accept().unwrap().0, Some(&two))?;
+                    writer.write_all(b"!")?;
+                    writer.flush()?;
+                    Ok::<_, io::Error>(from)
+                });
+                let client = a
+                    .connect(address, expected, ours)
+                    .and_then(|(mut reader, _writer)| reader.read_exact(&mut [0]));
+                (client, server.join().unwrap())
+            })
+        };
+        let named = |name: &str| PeerId::Member(name.into());
+        let (client, server) = meet(Some(&one), &named("two"));
+        client.unwrap();
+        assert_eq!(server.unwrap(), named("one"));
+        let (client, _) = meet(Some(&one), &named("three"));
+        assert!(client.unwrap_err().to_string().contains("it is node two, and not node three"));
+        let (client, server) = meet(Some(&stranger), &named("two"));
+        assert!(client.unwrap_err().to_string().contains("another cluster") && server.is_err());
+        // A client that has brought fingerprints is as good as ever.
+        let (client, server) = meet(None, &PeerId::Pinned(b.fingerprint()));
+        client.unwrap();
+        assert_eq!(server.unwrap(), PeerId::Pinned(a.fingerprint()));
+    }
+
+    #[test]
+    fn peers_are_read_back_and_others_refused() {
+        for peer in [PeerId::Pinned(Fingerprint([0xa5; 32])), PeerId::Member("node-1".into())] {
+            assert_eq!(PeerId::parse(&peer.to_string()), Some(peer));
+        }
+        for bad in ["", "a5", "member:", "member:a/b", &"g".repeat(64)] {
+            assert_eq!(PeerId::parse(bad), None, "{bad}");
         }
     }
 }

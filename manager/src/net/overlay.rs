@@ -3,24 +3,31 @@
 //!
 //! Each node follows every other one: `GET /v1/overlay/endpoints?follow=true` gives all endpoints
 //! of a node and then what changes, a JSON object a line, with an empty line now and then to show
-//! that it is alive. Whoever breaks off is asked again. With encryption all of that goes through
+//! that it is alive. Whoever breaks off is asked again. Nodes of a cluster ask by TLS with their
+//! certificates, and take the node of the expected name alone; others show a token that follows from
+//! the secret of the overlay. With encryption all of that goes through
 //! the tunnel; the tunnel's keys follow from the secret that the nodes share, so that they need
 //! not be exchanged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Bytes;
 use fcap_api::{DEFAULT_PORT, Overlay, OverlayPeer, OverlayStatus, OverlayUpdate};
+use fcap_tls::rustls::pki_types::ServerName;
+use fcap_tls::tokio_rustls::TlsConnector;
+use fcap_tls::{Subject, explain};
 use futures_util::Stream;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
 use sha2::{Digest, Sha256};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -121,7 +128,10 @@ fn check(overlay: &Overlay) -> Result<()> {
             return bad(format!("peer {} has the name, index or address of another node", peer.name));
         }
         if peer.url.as_deref().is_some_and(|url| authority(url).is_none()) {
-            return bad(format!("the url of peer {} must be http://host:port", peer.name));
+            return bad(format!(
+                "the url of peer {} must be http://host:port, or https://host:port in a cluster",
+                peer.name
+            ));
         }
     }
     Ok(())
@@ -129,7 +139,8 @@ fn check(overlay: &Overlay) -> Result<()> {
 
 /// Host and port of a URL that has nothing else.
 fn authority(url: &str) -> Option<&str> {
-    let authority = url.strip_prefix("http://")?.trim_end_matches('/');
+    let authority = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))?;
+    let authority = authority.trim_end_matches('/');
     let (host, port) = authority.rsplit_once(':')?;
     let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
     (!host.is_empty() && host.chars().all(plain) && port.parse::<u16>().is_ok()).then_some(authority)
@@ -183,8 +194,12 @@ async fn enter(daemon: &Arc<Daemon>, overlay: &Overlay) -> Result<()> {
     state.token = Some(Sha256::digest(&token).into());
     state.joined = Some(overlay.clone());
     for peer in &overlay.peers {
-        let peer =
-            Followed { name: peer.name.clone(), at: reach(peer, overlay.encrypt), token: token.clone() };
+        let peer = Followed {
+            name: peer.name.clone(),
+            at: reach(peer, overlay.encrypt),
+            is_plain: peer.url.as_ref().is_some_and(|url| url.starts_with("http://")),
+            token: token.clone(),
+        };
         // It ends with the links, which the daemon owns: a strong reference would keep both.
         let daemon = Arc::downgrade(daemon);
         let follow = async move {
@@ -262,7 +277,19 @@ fn line(update: &OverlayUpdate) -> Bytes {
 struct Followed {
     name: String,
     at: String,
+    /// It is to be asked without TLS, though this node may be in a cluster.
+    is_plain: bool,
     token: String,
+}
+
+/// What a connection is made over.
+trait Wire: AsyncRead + AsyncWrite + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Send> Wire for T {}
+
+/// What went wrong: between the machines, if it is that.
+fn described(error: &(dyn std::error::Error + 'static)) -> String {
+    explain(error).map_or_else(|| error.to_string(), |why| why.to_string())
 }
 
 /// What became of asking.
@@ -287,8 +314,19 @@ impl Followed {
         let late = |_| "it takes too long".to_owned();
         let stream = timeout(ANSWER, TcpStream::connect(&self.at)).await.map_err(late)?;
         let stream = stream.map_err(|error| error.to_string())?;
+        let member = daemon.membership.credentials().filter(|_| !self.is_plain);
+        let stream: Pin<Box<dyn Wire>> = match member {
+            Some(member) => {
+                let subject = Subject::node(&self.name).map_err(|error| error.to_string())?;
+                let connector = TlsConnector::from(Arc::new(member.client(subject)));
+                let name = ServerName::try_from("fcap").map_err(|error| error.to_string())?;
+                let stream = timeout(ANSWER, connector.connect(name, stream)).await.map_err(late)?;
+                Box::pin(stream.map_err(|error| described(&error))?)
+            }
+            None => Box::pin(stream),
+        };
         let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| described(&error))?;
         let request = Request::get(format!("{PATH}?follow=true"))
             .header(header::HOST, &self.at)
             .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
@@ -296,7 +334,7 @@ impl Followed {
             .map_err(|error| error.to_string())?;
         let exchange = async {
             let answer = timeout(ANSWER, sender.send_request(request)).await.map_err(late)?;
-            let answer = answer.map_err(|error| error.to_string())?;
+            let answer = answer.map_err(|error| described(&error))?;
             if !answer.status().is_success() {
                 return Err(format!("it answers {}", answer.status()));
             }
@@ -322,7 +360,7 @@ impl Followed {
         tokio::select! {
             biased;
             done = exchange => done,
-            broken = connection => Err(broken.map_or_else(|error| error.to_string(), |()| "it hung up".into())),
+            broken = connection => Err(broken.map_or_else(|error| described(&error), |()| "it hung up".into())),
         }
     }
 
@@ -367,7 +405,7 @@ mod tests {
             (|it| it.peers[0].index = 3, "of another node"),
             (|it| it.peers[0].address = it.address, "of another node"),
             (|it| it.peers[0].name = "a b".into(), "name"),
-            (|it| it.peers[0].url = Some("https://x:1/".into()), "http://host:port"),
+            (|it| it.peers[0].url = Some("ftp://x:1/".into()), "http://host:port"),
             (|it| it.address = [0, 0, 0, 0].into(), "address"),
         ];
         for (change, word) in cases {
@@ -400,6 +438,8 @@ mod tests {
         assert!(reach(&peer, true).starts_with("[fdfc::"));
         peer.url = Some("http://localhost:81/".into());
         assert_eq!(reach(&peer, true), "localhost:81");
+        peer.url = Some("https://localhost:82".into());
+        assert_eq!(reach(&peer, true), "localhost:82");
         for bad in ["", "http://", "http://x", "http://x:y", "http://a b:1", "ftp://x:1", "http://x:1/y"] {
             assert_eq!(authority(bad), None, "{bad}");
         }

@@ -133,6 +133,8 @@ async fn other_requests_that_make_no_sense_are_refused() {
         (Method::GET, "/events?since_ms=now", "", ErrorCode::BadRequest),
         (Method::PATCH, "/node", r#"{"pool_size":-1}"#, ErrorCode::BadRequest),
         (Method::POST, "/node/adopt", "{}", ErrorCode::BadRequest),
+        (Method::PUT, "/node/certificate", "{}", ErrorCode::BadRequest),
+        (Method::PUT, "/node/certificate", r#"{"chain":""}"#, ErrorCode::WrongState),
         (Method::PUT, "/node", "{}", ErrorCode::NoSuchMethod),
         (Method::GET, "/nothing", "", ErrorCode::NoSuchPath),
         (Method::POST, "/run", r#"{"image":"x","no_start":true}"#, ErrorCode::BadRequest),
@@ -175,6 +177,7 @@ fn any_body_anywhere_is_answered_and_never_by_an_internal_error() {
         (Method::PATCH, "/capsules/x"),
         (Method::PATCH, "/node"),
         (Method::POST, "/node/adopt"),
+        (Method::PUT, "/node/certificate"),
     ];
     let request = CreateCapsule { no_start: true, name: Some("x".into()), image, ..CreateCapsule::default() };
     runtime.block_on(server.create(&request));

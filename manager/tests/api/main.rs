@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod lifecycle;
+mod membership;
 mod migration;
 mod network;
 mod node;

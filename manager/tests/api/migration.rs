@@ -9,7 +9,7 @@ use crate::server::{Server, until};
 
 async fn invite(source: &Server, destination: &Server) -> Ticket {
     let identity: MigrationIdentity = source.get("/migrations/identity").await;
-    destination.ok(Method::POST, "/migrations", json!(Invitation { source: identity.fingerprint })).await
+    destination.ok(Method::POST, "/migrations", json!(Invitation::from(identity))).await
 }
 
 /// Moves a capsule and tells what was told.

@@ -71,8 +71,9 @@ impl Server {
                 listen::serve(daemon.clone(), others).unwrap();
                 let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let port = listener.local_addr().unwrap().port();
+                let membership = daemon.membership.clone();
                 let (open, guarded) = http::routers(daemon);
-                tokio::spawn(http::serve_tcp(listener, guarded));
+                tokio::spawn(http::serve_tcp(listener, guarded, membership));
                 let socket = http::bind_unix(&path.join("socket")).unwrap();
                 ready.send(port).unwrap();
                 tokio::select! {

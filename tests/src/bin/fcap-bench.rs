@@ -14,11 +14,14 @@ fn main() -> anyhow::Result<()> {
         ["kv"] => fcap_tests::bench::kv::run()?,
         ["tcp"] => fcap_tests::bench::tcp::run()?,
         ["policy"] => fcap_tests::bench::policy::run()?,
+        ["ps"] => fcap_tests::bench::ps::run()?,
+        // What that starts.
+        ["ps", "--nodes", authority] => return fcap_tests::bench::ps::nodes(authority.as_ref()),
         ["drain"] => fcap_tests::bench::drain::run()?,
         ["migrate"] => migrate::run(migrate::Extent::All)?,
         ["migrate", "--quick"] => migrate::run(migrate::Extent::Quick)?,
         _ => anyhow::bail!(
-            "no benchmark {args:?}; there are run [--net], density, cloud, http, kv, tcp, drain, policy, migrate [--quick]"
+            "no benchmark {args:?}; there are run [--net], density, cloud, http, kv, tcp, drain, policy, ps, migrate [--quick]"
         ),
     };
     println!("{figures}");

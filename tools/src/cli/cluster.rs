@@ -2,6 +2,7 @@
 
 use crate::cloud::{Cloud, controller};
 use crate::target::Globals;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// Is the controller of a local cloud
@@ -18,12 +19,15 @@ enum Verb {
         /// Where the address is written: that it stands in the command line tells whose it is
         #[arg(long, value_name = "FILE")]
         file: PathBuf,
+        /// Where machines ask that join with a token
+        #[arg(long, value_name = "ADDRESS:PORT", env = "FCAP_JOIN_LISTEN", default_value = "127.0.0.1:0")]
+        join_listen: SocketAddr,
     },
 }
 
 impl Args {
     pub(super) async fn call(self, globals: &Globals) -> anyhow::Result<u8> {
-        let Verb::Serve { file } = self.verb;
+        let Verb::Serve { file, join_listen } = self.verb;
         let cloud = Cloud::new(&globals.cloud)?;
         anyhow::ensure!(
             file.parent() == Some(cloud.folder()),
@@ -38,7 +42,7 @@ impl Args {
             .with_writer(std::io::stderr)
             .with_ansi(false)
             .init();
-        controller::serve(cloud).await?;
+        controller::serve(cloud, join_listen).await?;
         Ok(0)
     }
 }

@@ -107,7 +107,7 @@ impl Args {
         if capsule.node == to.name {
             bail!("it is on node {} already", to.name);
         }
-        let invitation = Invitation { source: source.migration_identity().await?.fingerprint };
+        let invitation = Invitation::from(source.migration_identity().await?);
         let ticket = destination.invite(&invitation).await?;
         let how = Precopy {
             max_downtime_ms: self.max_downtime,

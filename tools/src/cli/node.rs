@@ -2,15 +2,16 @@
 
 use super::operation::follow;
 use crate::client::{Client, Reference};
-use crate::human::{ago, now_ms, size_kib};
+use crate::human::{ago, now_ms, parse_span, size_kib};
 use crate::output::{self, DataFormat, Format, table};
 use crate::target::Globals;
 use crate::terminal::one_line;
 use anyhow::bail;
 use fcap_api::cluster::{
-    AddNode, ClusterNode, Drain, Failure, NodeState, Operation, Replace, UpdateClusterNode,
+    AddNode, ClusterNode, Drain, Failure, MakeToken, NodeState, Operation, Replace, UpdateClusterNode,
 };
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Shows, adds, empties, replaces and removes the nodes of a cluster
 #[derive(Debug, clap::Args)]
@@ -72,6 +73,7 @@ enum Verb {
     },
     Drain(DrainArgs),
     Replace(ReplaceArgs),
+    Token(TokenArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -142,6 +144,19 @@ struct ReplaceArgs {
     quiet: bool,
 }
 
+/// Prints a token with which one machine joins the cluster: `fcapd --join TOKEN` there
+///
+/// Whoever has the token can join with it once, until it expires.
+#[derive(Debug, clap::Args)]
+struct TokenArgs {
+    /// How long the token is good: 30s, 10m or 2h30m
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_span)]
+    ttl: Duration,
+    /// Host and port at which the machine reaches the controller; where it listens unless given
+    #[arg(long, value_name = "HOST:PORT")]
+    address: Option<String>,
+}
+
 impl Args {
     pub(super) async fn call(self, globals: &Globals) -> anyhow::Result<u8> {
         let controller = globals.controller().await?;
@@ -177,6 +192,11 @@ impl Args {
                 let drain = Drain { parallel: args.parallel, on_failure, reason: args.reason };
                 let operation = controller.drain(args.node.as_str(), &drain).await?;
                 wait(&controller, &operation, args.detach, args.quiet).await
+            }
+            Verb::Token(args) => {
+                let make = MakeToken { ttl_s: Some(args.ttl.as_secs()), address: args.address };
+                output::print(&format!("{}\n", controller.make_token(&make).await?.token))?;
+                Ok(0)
             }
             Verb::Replace(args) => {
                 let replace = Replace { flavor: args.flavor, parallel: args.parallel, reason: args.reason };

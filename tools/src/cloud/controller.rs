@@ -4,11 +4,13 @@
 //! controller.json   written last: where it listens, its token, its process
 //! controller.redb   what it must not forget
 //! controller.log    what it said, of this start and the one before
+//! authority.pem     the cluster's authority: key and certificate
 //! ```
 //! It comes up by itself whenever a command needs it, and ends when there is nothing left to
 //! control. Whether it runs is asked of the system: its command line names `controller.json`.
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -16,10 +18,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fcap_cluster::controller::Controller;
+use anyhow::Context as _;
+use fcap_cluster::controller::{Controller, Security};
 use fcap_cluster::execute::Limits;
 use fcap_cluster::nodes::Rhythm;
 use fcap_cluster::store::{Local, StoreError};
+use fcap_tls::VALIDITY;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -124,11 +128,12 @@ pub(super) fn end(cloud: &Cloud) {
     process::end_all_about(&file(cloud));
 }
 
-/// Is the controller of a cloud, until nobody needs it.
+/// Is the controller of a cloud, until nobody needs it. Machines that want to join ask at the
+/// address `machines`.
 ///
 /// # Errors
 /// When its store or the cloud cannot be used.
-pub async fn serve(cloud: Cloud) -> anyhow::Result<()> {
+pub async fn serve(cloud: Cloud, machines: SocketAddr) -> anyhow::Result<()> {
     let store = match Local::open(&cloud.folder().join("controller.redb")) {
         Ok(store) => Arc::new(store),
         // Another one was faster.
@@ -138,8 +143,13 @@ pub async fn serve(cloud: Cloud) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let token = random_hex(32)?;
     let provider = Arc::new(cloud.clone());
+    let security =
+        Security { token: token.clone(), authority: Arc::new(cloud.authority()?), validity: VALIDITY };
     let controller =
-        Controller::start(store, provider, token.clone(), Rhythm::default(), Limits::default()).await?;
+        Controller::start(store, provider, security, Rhythm::default(), Limits::default()).await?;
+    let machines = TcpListener::bind(machines)
+        .await
+        .with_context(|| format!("failed to listen for machines on {machines}"))?;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let url = format!("http://{}", listener.local_addr()?);
     let address = Address { url, token, pid: std::process::id() };
@@ -147,6 +157,7 @@ pub async fn serve(cloud: Cloud) -> anyhow::Result<()> {
     tracing::info!(url = address.url, "serving");
     tokio::select! {
         served = controller.clone().serve(listener) => served?,
+        served = controller.clone().serve_machines(machines) => served?,
         () = until_needless(&cloud, &controller) => {}
         _ = terminate.recv() => {}
     }

@@ -73,7 +73,7 @@ impl NodeImage {
             let path = folder.join(name);
             if path.exists() { Ok(path) } else { Err(CloudError::NoImage(folder.into())) }
         };
-        let text = |name: &str| {
+        let text = |name: &str| -> Result<String> {
             let path = file(name)?;
             Ok(fs::read_to_string(&path).at("read", &path)?.trim().to_owned())
         };

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fcap_api::{Adopt, Lan as Card};
+use fcap_tls::{Authority, Subject};
 use serde_json::json;
 
 use super::lan::{self, Lan};
 use super::qemu::{Begin, Machine, Running, name_of};
 use super::template::Template;
-use super::{AtPath, CloudError, Flavor, Node, Result, make_private, process, random_hex};
+use super::{AtPath, CloudError, Flavor, Node, Place, Result, make_private, process, random_hex};
 
 /// A clone answers within a second; a busy computer may need many times that.
 const RESUME_LIMIT: Duration = Duration::from_secs(60);
@@ -29,17 +30,18 @@ pub(super) fn remove(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Clones the template into `folder` and gives the clone its identity, that of node number
-/// `index`. A `tied` one ends with the calling thread; the `tag` says who wanted it.
+/// Clones the template into the place and gives the clone its identity, with a certificate of the
+/// cloud's authority. A `tied` one ends with the calling thread; the `tag` says who wanted it.
 pub(super) fn start(
-    folder: &Path,
-    index: u16,
+    place: &Place,
     template: &Template,
     flavor: &Flavor,
     lan: &Lan,
+    authority: &Authority,
     tied: bool,
     tag: Option<&str>,
 ) -> Result<Node> {
+    let Place { index, folder } = place;
     make_private(folder)?;
     let machine = Machine {
         folder,
@@ -56,7 +58,7 @@ pub(super) fn start(
     running.execute("cont", json!({}))?;
     let node = Node {
         name: name_of(folder),
-        index,
+        index: *index,
         flavor: flavor.name.into(),
         port: running.port,
         shell_port: running.shell_port,
@@ -66,8 +68,9 @@ pub(super) fn start(
         variant: template.variant,
         started_ms: u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX),
         tag: tag.map(str::to_owned),
+        is_member: true,
     };
-    adopt(&node, &template.token()?, &mut running)?;
+    adopt(&node, &template.token()?, authority, &mut running)?;
     // Complete under its own name, or not there at all.
     let (half, whole) = (folder.join("node.json.half"), folder.join("node.json"));
     let text = serde_json::to_vec_pretty(&node).expect("a node is serialized");
@@ -77,7 +80,8 @@ pub(super) fn start(
 }
 
 /// The first request to a clone, which its daemon answers as soon as it runs again.
-fn adopt(node: &Node, token: &str, running: &mut Running) -> Result<()> {
+fn adopt(node: &Node, token: &str, authority: &Authority, running: &mut Running) -> Result<()> {
+    let member = authority.identity(&Subject::node(&node.name)?, fcap_tls::VALIDITY)?;
     let identity = Adopt {
         name: node.name.clone(),
         flavor: Some(node.flavor.clone()),
@@ -90,6 +94,7 @@ fn adopt(node: &Node, token: &str, running: &mut Running) -> Result<()> {
             prefix: lan::PREFIX,
             mtu: lan::MTU,
         }),
+        identity: Some(member.to_pem()),
     };
     let body = serde_json::to_vec(&identity).expect("an identity is serialized");
     let failed = |answer: String| CloudError::Adopt { node: node.name.clone(), answer };

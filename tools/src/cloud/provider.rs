@@ -20,8 +20,10 @@ fn failed(what: String) -> impl FnOnce(CloudError) -> ProviderError {
 }
 
 fn machine(node: Node) -> Machine {
+    // The same port takes TLS and, for the commands of this computer, plain requests.
+    let url = if node.is_member { format!("https://127.0.0.1:{}", node.port) } else { node.url() };
     Machine {
-        url: node.url(),
+        url,
         name: node.name,
         flavor: Some(node.flavor),
         token: node.token,

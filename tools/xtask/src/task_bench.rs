@@ -21,6 +21,8 @@ cargo xtask bench NAME
   drain    `fcap node drain` of a node with 50 servers against 50 times `fcap migrate`
   policy   a decision for 1,000 nodes and 20,000 capsules, and a simulated day's cost beside that of
            packing anew every five minutes; needs no node
+  ps       `fcap ps` of 10,000 capsules on 200 simulated nodes, and the processor time of their
+           controller when nothing changes; needs no node
   migrate  a capsule from node to node and back, and `xl migrate` of the same kernel: total time
            and downtime over memory sizes; --quick takes the smallest size alone
 
@@ -29,9 +31,12 @@ Both sides run alternately in one run. The last line is JSON.";
 /// Benchmarks that need a node with servers, and a Linux guest.
 const WITH_PEERS: [&str; 3] = ["http", "kv", "tcp"];
 
+/// Benchmarks that need no node.
+const ALONE: [&str; 2] = ["policy", "ps"];
+
 pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
     let args: Vec<_> = args.raw_args()?.collect();
-    if args.first().is_some_and(|name| name == "policy") {
+    if args.first().is_some_and(|name| ALONE.iter().any(|alone| name == alone)) {
         return run_alone("fcap-bench", &args);
     }
     let mut variants = vec![Variant::Node, Variant::Xl];

@@ -65,6 +65,57 @@ pub struct AddNode {
     pub reason: Option<String>,
 }
 
+/// Lets one machine join the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct MakeToken {
+    /// How long the token is good, in seconds; an hour when not given, a week at most.
+    pub ttl_s: Option<u64>,
+    /// Host and port at which the machine reaches the controller; where the controller listens
+    /// when not given.
+    pub address: Option<String>,
+}
+
+/// With it one machine joins the cluster, once.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Token {
+    /// The text for `fcapd --join`. It is shown this once.
+    pub token: String,
+    /// When it expires, milliseconds since the Unix epoch.
+    pub expires_ms: u64,
+}
+
+/// What a machine shows to join a cluster.
+#[derive(Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Join {
+    /// The name that it wants.
+    pub name: String,
+    /// The token's secret.
+    pub secret: String,
+    /// A PKCS #10 request for its certificate, in PEM.
+    pub request: String,
+    /// Host at which the controller reaches its daemon; the address that it asks from when not
+    /// given.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// The daemon's port.
+    pub port: u16,
+    /// What its clock shows, milliseconds since the Unix epoch.
+    pub time_ms: u64,
+}
+
+/// A machine has joined the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Joined {
+    /// Its certificate and that of the cluster's authority, in PEM.
+    pub chain: String,
+}
+
 /// Changes what the controller keeps of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -1,13 +1,15 @@
 //! Nodes.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use fcap_api::Version;
 use fcap_api::cluster::{
-    AddNode, ClusterNode, Drain, Operation, OperationKind, Replace, UpdateClusterNode, View,
+    AddNode, ClusterNode, Drain, Join, Joined, MakeToken, Operation, OperationKind, Replace, Token,
+    UpdateClusterNode, View,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -174,6 +176,36 @@ pub(crate) async fn replace(
     let parallel = replace.parallel.unwrap_or(controller.limits.parallel);
     begin(&controller, &by, what, OperationKind::Replace { node: name, flavor, parallel }, replace.reason)
         .await
+}
+
+/// Lets one machine join the cluster.
+#[utoipa::path(post, path = "/v1/tokens", tag = "nodes", request_body = MakeToken,
+    responses((status = CREATED, body = Token), Errors))]
+pub(crate) async fn make_token(
+    State(controller): State<Arc<Controller>>,
+    By(by): By,
+    extract::Json(make): extract::Json<MakeToken>,
+) -> Result<(StatusCode, Json<Token>)> {
+    let token = controller.members.make_token(&*controller.store, &make).await?;
+    controller.audit.write(&by, "make a token for a machine to join".into(), "", None).await?;
+    Ok((StatusCode::CREATED, Json(token)))
+}
+
+/// Has a machine join that has a token. Needs no other token.
+#[utoipa::path(post, path = "/v1/join", tag = "nodes", security(()), request_body = Join,
+    responses((status = OK, body = Joined), Errors))]
+pub(crate) async fn join(
+    State(controller): State<Arc<Controller>>,
+    from: Option<Extension<SocketAddr>>,
+    extract::Json(join): extract::Json<Join>,
+) -> Result<Json<Joined>> {
+    let from = from.ok_or_else(|| {
+        Error::BadRequest("machines join by TLS, where `fcap node token` tells them to".into())
+    })?;
+    let audit = |name: &str, url: &str| {
+        controller.audit.entry(&format!("node {name}"), format!("join the cluster from {url}"), "", None)
+    };
+    controller.nodes.join(from.ip(), &join, audit).await.map(Json)
 }
 
 /// The cluster as placement and policies see it.

@@ -99,7 +99,7 @@ impl Run {
         let nodes = &self.executor.nodes;
         let (source, destination) = (nodes.client(&this.from)?, nodes.client(&this.to)?);
         let identity = source.migration_identity().await.map_err(Error::from_node(&this.from))?;
-        let invitation = Invitation { source: identity.fingerprint };
+        let invitation = Invitation::from(identity);
         let ticket = destination.invite(&invitation).await.map_err(Error::from_node(&this.to))?;
         let order = Migrate { ticket, how: Precopy::default() };
         let mut moving = source.migrate(&capsule.id, &order).await.map_err(|error| refused(&error))?;

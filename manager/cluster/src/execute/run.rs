@@ -423,7 +423,8 @@ impl Run {
         self.once(Work::Destroy { node: node.to_owned() }, async |_| {
             let Executor { nodes, provider, .. } = &*self.executor;
             let machines = provider.list().await.map_err(Error::from)?;
-            let runs = machines.iter().any(|machine| machine.name == node);
+            let has_joined = nodes.has_joined(node);
+            let runs = has_joined || machines.iter().any(|machine| machine.name == node);
             if runs && !force {
                 let live = self.executor.live_on(node).await?;
                 if !live.is_empty() {
@@ -438,7 +439,10 @@ impl Run {
                 Ok(()) | Err(Error::NoSuchNode(_)) => {}
                 Err(error) => return Err(error.into()),
             }
-            provider.destroy(node).await.map_err(Error::from)?;
+            // What has joined by itself goes on running, and is nobody's node any more.
+            if !has_joined {
+                provider.destroy(node).await.map_err(Error::from)?;
+            }
             nodes.forget(node).await?;
             nodes.keep_books().await;
             Ok(None)

@@ -1,4 +1,5 @@
-//! A cloud of simulated nodes, and controllers that can be killed at any point.
+//! A cloud of simulated nodes, and controllers that can be killed at any point. Between them there is
+//! mutual TLS, as between real ones.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use fcap_api::cluster::{ClusterNode, Flavor, FlavorSpec, NodeState, Operation, OperationState};
 use fcap_api::{Adopt, Capsule, CreateCapsule, PublishedPort, State};
 use fcap_client::{Client, Reference};
-use fcap_cluster::controller::Controller;
+use fcap_cluster::controller::{Controller, Security};
 use fcap_cluster::execute::Limits;
 use fcap_cluster::flavor;
 use fcap_cluster::nodes::Rhythm;
@@ -17,6 +18,7 @@ use fcap_cluster::provider::{Machine, Provider, ProviderError, Wanted};
 use fcap_cluster::store::{
     Entry, Lease, Local, Outcome, Result as StoreResult, Revision, Snapshot, Store, Transaction, Watch,
 };
+use fcap_manager::cluster::Reached;
 use fcap_manager::daemon::{Daemon, Options, Signals};
 use fcap_manager::http;
 use fcap_manager::log::MIN_BYTES;
@@ -25,16 +27,19 @@ use fcap_manager::net::sim::Sim;
 use fcap_manager::node::Identity;
 use fcap_manager::store::Store as NodeStore;
 use fcap_manager::toolstack::sim::World;
+use fcap_tls::{Authority, JoinToken, Subject, VALIDITY};
 use futures_util::future::BoxFuture;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 
-const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 /// No test waits longer for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A machine with a daemon.
 pub(crate) struct SimNode {
+    /// What it joins a cluster with when its daemon starts, and the name that it wants.
+    pub(crate) joins: Option<(String, JoinToken)>,
     world: Arc<World>,
     fabric: Arc<Sim>,
     directory: tempfile::TempDir,
@@ -44,16 +49,27 @@ pub(crate) struct SimNode {
 
 impl SimNode {
     fn start(memory_kib: u64) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("token"), TOKEN).unwrap();
-        let world = World::new(2, memory_kib);
-        let mut node = Self { world, fabric: Arc::default(), directory, running: None, port: 0 };
+        let mut node = Self::new(memory_kib);
         node.start_daemon();
         node
     }
 
+    /// A machine whose daemon does not run yet.
+    pub(crate) fn new(memory_kib: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("token"), TOKEN).unwrap();
+        let world = World::new(2, memory_kib);
+        Self { joins: None, world, fabric: Arc::default(), directory, running: None, port: 0 }
+    }
+
     /// Starts the daemon at the port that it had.
     pub(crate) fn start_daemon(&mut self) {
+        self.try_to_start().unwrap();
+    }
+
+    /// The same for one that may not come to it, because it is not let join.
+    pub(crate) fn try_to_start(&mut self) -> Result<(), String> {
+        let joins = self.joins.clone();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (world, fabric, port) = (self.world.clone(), self.fabric.clone(), self.port);
@@ -72,24 +88,47 @@ impl SimNode {
                     }
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 };
+                let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+                let port = listener.local_addr().unwrap().port();
+                if let Some((name, token)) = joins {
+                    let reached = Reached { host: None, port };
+                    if let Err(error) = fcap_manager::cluster::join(&store, &name, &token, reached).await {
+                        ready.send(Err(format!("{error:#}"))).unwrap();
+                        return;
+                    }
+                }
                 let identity = Identity::load(&store, Some(path.join("token")), false).unwrap();
                 let options = Options { log_bytes: MIN_BYTES, image_bytes: 1 << 20, pool: 0 };
                 let daemon = Daemon::start(toolstack, fabric, signals, store, identity, options);
                 let daemon = daemon.await.unwrap();
                 let others = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
                 listen::serve(daemon.clone(), others).unwrap();
-                let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-                ready.send(listener.local_addr().unwrap().port()).unwrap();
+                let membership = daemon.membership.clone();
                 let (_, guarded) = http::routers(daemon);
+                ready.send(Ok(port)).unwrap();
                 tokio::select! {
-                    result = http::serve_tcp(listener, guarded) => result.unwrap(),
+                    result = http::serve_tcp(listener, guarded, membership) => result.unwrap(),
                     _ = stopped => {}
                 }
             });
             runtime.shutdown_background();
         });
-        self.port = is_ready.recv().unwrap();
-        self.running = Some((stop, thread));
+        match is_ready.recv().unwrap() {
+            Ok(port) => {
+                self.port = port;
+                self.running = Some((stop, thread));
+                Ok(())
+            }
+            Err(error) => {
+                thread.join().unwrap();
+                Err(error)
+            }
+        }
+    }
+
+    /// A file of its daemon's directory.
+    pub(crate) fn file(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join("state").join(name)
     }
 
     /// Ends the daemon without giving it any time for last things; its capsules run on.
@@ -109,8 +148,9 @@ impl Drop for SimNode {
 }
 
 /// A provider of simulated nodes.
-#[derive(Default)]
 pub(crate) struct SimCloud {
+    /// Signs the certificates of the machines.
+    pub(crate) authority: Arc<Authority>,
     machines: Mutex<BTreeMap<String, (SimNode, Machine)>>,
     /// Machines cannot be started.
     pub(crate) is_full: AtomicBool,
@@ -118,13 +158,26 @@ pub(crate) struct SimCloud {
     pub(crate) started: AtomicI64,
 }
 
+impl Default for SimCloud {
+    fn default() -> Self {
+        Self {
+            authority: Arc::new(Authority::generate().unwrap()),
+            machines: Mutex::default(),
+            is_full: AtomicBool::default(),
+            started: AtomicI64::default(),
+        }
+    }
+}
+
 impl SimCloud {
     async fn boot(&self, name: &str, flavor: &str, tag: Option<String>) -> Machine {
         let memory_mib = self.flavors().iter().find(|it| it.name == flavor).unwrap().capacity.memory_kib;
         let node = tokio::task::spawn_blocking(move || SimNode::start(memory_mib)).await.unwrap();
         let url = format!("http://127.0.0.1:{}", node.port);
+        let member = self.authority.identity(&Subject::node(name).unwrap(), VALIDITY).unwrap();
         let adopt = Adopt {
             name: name.into(),
+            identity: Some(member.to_pem()),
             flavor: Some(flavor.into()),
             token: TOKEN.into(),
             seed: "0".repeat(64),
@@ -140,8 +193,8 @@ impl SimCloud {
         let machine = Machine {
             name: name.into(),
             flavor: Some(flavor.into()),
-            url,
-            token: TOKEN.into(),
+            url: url.replace("http:", "https:"),
+            token: "not asked for".into(),
             started_ms: fcap_cluster::nodes::now_ms(),
             tag,
         };
@@ -167,7 +220,8 @@ impl SimCloud {
 
     pub(crate) fn client(&self, name: &str) -> Client {
         let machines = self.machines.lock().unwrap();
-        Client::new(machines[name].1.url.parse().unwrap(), Some(TOKEN), false).unwrap()
+        let url = machines[name].1.url.replace("https:", "http:");
+        Client::new(url.parse().unwrap(), Some(TOKEN), false).unwrap()
     }
 
     /// Where each running capsule is, by name; asked of the machines themselves.
@@ -341,10 +395,17 @@ pub(crate) struct Server {
     runtime: Option<tokio::runtime::Runtime>,
     pub(crate) client: Client,
     pub(crate) url: String,
+    /// Base of the URLs for machines.
+    pub(crate) machines_url: String,
 }
 
 impl Server {
     pub(crate) fn start(store: Arc<dyn Store>, cloud: Arc<SimCloud>) -> Self {
+        Self::start_with(store, cloud, VALIDITY)
+    }
+
+    /// The same with certificates that are good for so long.
+    pub(crate) fn start_with(store: Arc<dyn Store>, cloud: Arc<SimCloud>, validity: Duration) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let ms = Duration::from_millis;
@@ -361,16 +422,25 @@ impl Server {
         let limits = Limits { settle: Duration::from_secs(20), ..Limits::default() };
         let (send, receive) = std::sync::mpsc::channel();
         runtime.spawn(async move {
-            let controller = Controller::start(store, cloud, TOKEN.into(), rhythm, limits).await.unwrap();
+            let authority = cloud.authority.clone();
+            let security = Security { token: TOKEN.into(), authority, validity };
+            let controller = Controller::start(store, cloud, security, rhythm, limits).await.unwrap();
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            send.send(listener.local_addr().unwrap().port()).unwrap();
-            controller.serve(listener).await.unwrap();
+            let machines = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+            send.send((port(&listener), port(&machines))).unwrap();
+            let serve_machines = controller.clone().serve_machines(machines);
+            tokio::select! {
+                served = controller.serve(listener) => served.unwrap(),
+                served = serve_machines => served.unwrap(),
+            }
         });
         // A controller whose store is cut may never come up; the port is then nobody's.
-        let port = receive.recv_timeout(Duration::from_secs(5)).unwrap_or(1);
+        let (port, machines) = receive.recv_timeout(Duration::from_secs(5)).unwrap_or((1, 1));
         let url = format!("http://127.0.0.1:{port}");
+        let machines_url = format!("https://127.0.0.1:{machines}");
         let client = Client::new(url.parse().unwrap(), Some(TOKEN), false).unwrap();
-        Self { runtime: Some(runtime), client, url }
+        Self { runtime: Some(runtime), client, url, machines_url }
     }
 
     /// Ends it where it is.

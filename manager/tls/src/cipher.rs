@@ -1,4 +1,4 @@
-//! What encrypts a move: of TLS 1.3's ciphers the one that is fastest on this processor.
+//! What encrypts: of TLS 1.3's ciphers the one that is fastest on this processor.
 //!
 //! The library's ciphers are written for instructions of their own, for AES and for vectors. Where
 //! the processor is emulated, each of these is a call of some hundred instructions, and plain
@@ -26,8 +26,8 @@ const RECORD: usize = 16 << 10;
 /// By so much arithmetic must be faster to be taken.
 const CLEARLY: u32 = 2;
 
-/// The provider for moves, made when it is first asked for.
-pub(super) fn provider() -> Arc<CryptoProvider> {
+/// The library's cryptography with the fastest cipher first, made when it is first asked for.
+pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         let library = aws_lc_rs::default_provider();
         let fast = library.cipher_suites.iter().filter_map(time).min();

@@ -57,8 +57,11 @@ impl Key {
         let mut state = self.state(nonce, counter);
         #[cfg(target_arch = "x86_64")]
         if std::is_x86_feature_detected!("bmi2") {
+            #[expect(unsafe_code)]
             // SAFETY: the processor has the instructions, as was just seen.
-            unsafe { xor_with_rorx(&mut state, content) };
+            unsafe {
+                xor_with_rorx(&mut state, content)
+            };
             return;
         }
         xor(&mut state, content);
