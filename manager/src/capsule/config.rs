@@ -375,7 +375,11 @@ fn check_ports(asked: &[PublishPort], networks: &[String]) -> Result<Vec<Port>> 
 
 /// Memory as people read it.
 pub fn mib(kib: u64) -> String {
-    if kib.is_multiple_of(1024) { format!("{} MiB", kib >> 10) } else { format!("{:.1} MiB", kib as f64 / 1024.0) }
+    if kib.is_multiple_of(1024) {
+        format!("{} MiB", kib >> 10)
+    } else {
+        format!("{:.1} MiB", kib as f64 / 1024.0)
+    }
 }
 
 /// Checks a scheduler weight.

@@ -674,12 +674,12 @@ impl Driver {
         let (got, asked) = (mib(held_kib.abs_diff(before_kib)), mib(memory_kib.abs_diff(before_kib)));
         let outcome = match held_kib.cmp(&memory_kib) {
             Ordering::Equal => Ok(()),
-            Ordering::Greater => {
-                Err(Error::WrongState(format!("capsule {name} gave back {got} of {asked}: the rest is in use")))
-            }
-            Ordering::Less => {
-                Err(Error::NoRoom(format!("capsule {name} got {got} of {asked}: the node has no more memory")))
-            }
+            Ordering::Greater => Err(Error::WrongState(format!(
+                "capsule {name} gave back {got} of {asked}: the rest is in use"
+            ))),
+            Ordering::Less => Err(Error::NoRoom(format!(
+                "capsule {name} got {got} of {asked}: the node has no more memory"
+            ))),
         };
         Ok((held_kib, outcome))
     }

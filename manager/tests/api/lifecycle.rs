@@ -1,7 +1,9 @@
 //! What can be done to a capsule, from its making to its removal.
 
 use fcap_api::stream::Frame;
-use fcap_api::{Action, Capsule, CreateCapsule, EndReason, ErrorCode, Event, Pruned, RestartPolicy, State};
+use fcap_api::{
+    Action, Capsule, CreateCapsule, EndReason, ErrorCode, Event, Node, Pruned, RestartPolicy, State, Stats,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 

@@ -149,7 +149,16 @@ impl Args {
         let wide = self.output == Format::Wide;
         let mut head = vec!["CAPSULE ID", "IMAGE", "ARGS", "CREATED", "STATUS", "MEM"];
         if wide {
-            head.extend(["MAX MEM", "VCPUS", "CPU CAP", "WEIGHT", "CPU TIME", "RESTART", "LABELS", "ADDRESSES"]);
+            head.extend([
+                "MAX MEM",
+                "VCPUS",
+                "CPU CAP",
+                "WEIGHT",
+                "CPU TIME",
+                "RESTART",
+                "LABELS",
+                "ADDRESSES",
+            ]);
         }
         if wide || several {
             head.push("NODE");

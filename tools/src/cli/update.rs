@@ -5,7 +5,7 @@ use super::spec::{parse_cap, parse_restart};
 use crate::client::Reference;
 use crate::human::parse_memory_kib;
 use crate::target::Globals;
-use fcap_api::{RestartPolicy, UpdateCapsule};
+use fcap_api::{ErrorCode, RestartPolicy, UpdateCapsule};
 
 /// Changes limits and policies of capsules while they run
 #[derive(Debug, clap::Args)]
@@ -32,6 +32,10 @@ pub(super) struct Args {
 impl Args {
     pub(super) async fn call(self, globals: &Globals) -> anyhow::Result<u8> {
         let fleet = globals.fleet().await?;
+        let controller = match self.memory {
+            Some(_) => globals.local_controller(&fleet).await?,
+            None => None,
+        };
         let change = UpdateCapsule {
             name: None,
             memory_kib: self.memory,
@@ -40,7 +44,14 @@ impl Args {
             restart: self.restart,
         };
         for_each(&fleet, &self.capsules, async |node, id, reference| {
-            node.update(id, &change).await?;
+            match node.update(id, &change).await {
+                // The controller moves it to a node that has the memory.
+                Err(error) if error.code() == Some(ErrorCode::NoRoom) => match &controller {
+                    Some(controller) => controller.update(id, &change).await?,
+                    None => return Err(error.into()),
+                },
+                answer => answer?,
+            };
             Ok(reference.to_string())
         })
         .await

@@ -129,9 +129,9 @@ fn is_on(command_line: &str, name: &str, default: bool) -> bool {
         }
         match option.strip_prefix(name)? {
             "" => Some(true),
-            value => value
-                .strip_prefix('=')
-                .map(|value| !["0", "no", "off", "false", "disable"].contains(&value)),
+            value => {
+                value.strip_prefix('=').map(|value| !["0", "no", "off", "false", "disable"].contains(&value))
+            }
         }
     });
     words.next_back().unwrap_or(default)
@@ -611,7 +611,9 @@ mod tests {
 
     #[test]
     fn memory_is_zero_where_xen_was_told_to_clear_all_of_it() {
-        for line in ["scrub-domheap", "scrub-domheap=1 bootscrub=idle", "bootscrub=0 scrub-domheap bootscrub=1"] {
+        for line in
+            ["scrub-domheap", "scrub-domheap=1 bootscrub=idle", "bootscrub=0 scrub-domheap bootscrub=1"]
+        {
             assert!(is_scrubbed(line), "{line}");
         }
         let boots = ["bootscrub=off", "no-bootscrub", "bootscrub=1 bootscrub=0"];
