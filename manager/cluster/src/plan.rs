@@ -22,7 +22,7 @@ use fcap_api::State;
 use fcap_api::cluster::{Change, Plan, PlanStep, Proposal, Rejected};
 
 use crate::placement::{self, Aim};
-use crate::room::{Needs, Refusal, Room, state_name};
+use crate::room::{Refusal, Room, state_name};
 use crate::view::{Index, NodeState, NotFound};
 
 /// What a plan may do at most.
@@ -607,7 +607,7 @@ impl<'a, 'p> Planner<'a, 'p> {
             match elsewhere {
                 Some(to) => {
                     let change = Change::Migrate {
-                        capsule: self.index.view.capsules[capsule].id.clone(),
+                        capsule: self.index.handle(capsule).to_owned(),
                         to: room.nodes()[to].name.clone(),
                     };
                     let reason = format!("{OWN_MOVE}{name}: {}", self.proposals[number].reason);
@@ -651,7 +651,8 @@ impl<'a, 'p> Planner<'a, 'p> {
             return None;
         }
         let here = self.index.node_of(capsule);
-        let needs = Needs { memory_kib, ..room.needs(capsule).clone() };
+        let mut needs = room.needs(capsule).clone();
+        needs.memory_kib = memory_kib;
         let open = |node: usize| node != here && !stops.contains(&node);
         placement::best(room, &needs, Aim::Spread, self.limits.cpu_percent, open)
     }
@@ -946,6 +947,7 @@ mod tests {
         let grow = memory("a", 1024);
         assert_eq!(steps(&planned(&view, &[grow.clone(), memory("b", 1024)])), ["=b", "=a"]);
         view.nodes[0].free_memory_kib = 0;
+        view.nodes[1].cordoned = true;
         let plan = planned(&view, &[grow]);
         assert_eq!(
             why(&plan),
