@@ -464,6 +464,9 @@ fn debians_own_kernel_runs_as_a_capsule() {
     assert_eq!(t.fcap.ok(&["wait", "linux"]).text(), "0");
     t.log_has("linux", "busybox is up");
     t.log_has("linux", "marker=42");
+    // Of its balloon fcap knows nothing: its memory changes between two runs.
+    t.fcap.ok(&["update", "-m", "96M", "linux"]);
+    assert_eq!(t.inspect("linux")["memory_kib"], 96 << 10);
 }
 
 #[test]

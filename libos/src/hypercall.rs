@@ -9,7 +9,7 @@ use xen_proto::{
     DomId,
     evtchn::Port,
     frame::{Mfn, Pte},
-    hypercall::{MmuExtOp, MmuUpdate, TrapInfo, UVMF_INVLPG, evtchn, gnttab, nr, sched, vcpu},
+    hypercall::{MmuExtOp, MmuUpdate, TrapInfo, UVMF_INVLPG, evtchn, gnttab, memory, nr, sched, vcpu},
 };
 
 /// Why Xen refused, as its public `errno.h` numbers it.
@@ -66,6 +66,48 @@ pub(crate) fn flush_tlb() {
     // SAFETY: one operation, which is read alone; it has no effect that memory shows.
     let result = unsafe { hypercall(nr::MMUEXT_OP, [pointer, 1, 0, domain]) };
     check(result).expect("the TLB is emptied");
+}
+
+/// Pages that the domain has.
+pub(crate) fn current_reservation() -> u64 {
+    let domain = DomId::SELF;
+    let pointer = (&raw const domain).expose_provenance();
+    // SAFETY: Xen reads the number of the domain, and changes nothing.
+    let result = unsafe { hypercall(nr::MEMORY_OP, [memory::CURRENT, pointer, 0, 0]) };
+    result.try_into().expect("xen knows how much memory the domain has")
+}
+
+/// Gives the machine frames in `frames` back; returns how many of them, from the first on, have
+/// gone.
+///
+/// # Safety
+/// Nothing may refer to them any more, no page table either.
+pub(crate) unsafe fn decrease_reservation(frames: &[u64]) -> usize {
+    // SAFETY: the pointer is to as many frames as said, which Xen reads; the caller gives them away.
+    unsafe { change_reservation(memory::DECREASE, frames.as_ptr().expose_provenance(), frames.len()) }
+}
+
+/// Takes memory for the domain's own frames `frames`, which have none; returns for how many of
+/// them, from the first on, there was some: in their place is the machine frame.
+pub(crate) fn populate(frames: &mut [u64]) -> usize {
+    // SAFETY: the pointer is to as many numbers as said, which Xen changes; new memory is nobody's.
+    unsafe { change_reservation(memory::POPULATE, frames.as_mut_ptr().expose_provenance(), frames.len()) }
+}
+
+/// # Safety
+/// As the operation's.
+unsafe fn change_reservation(operation: usize, extents: usize, count: usize) -> usize {
+    let mut argument = memory::Reservation {
+        extents: extents as u64,
+        nr_extents: count as u64,
+        extent_order: 0,
+        flags: 0,
+        domain: DomId::SELF,
+    };
+    let pointer = (&raw mut argument).expose_provenance();
+    // SAFETY: the structure belongs to both operations; the caller vouches for the rest.
+    let result = unsafe { hypercall(nr::MEMORY_OP, [operation, pointer, 0, 0]) };
+    usize::try_from(result).unwrap_or(0).min(count)
 }
 
 /// Calls `operation` of `class` with a structure that Xen may change.

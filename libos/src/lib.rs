@@ -51,6 +51,7 @@
 //!   list of subsystems is the order. `dirty` tells the host meanwhile which pages have
 //!   changed and which it need not copy, from the processor's dirty bits and the heap's lists.
 //!   [`lifecycle`] is what the application sees of it.
+//! - `mm::balloon` gives memory back and takes it again, when the host asks.
 //! - `end` is every way out: it leaves kind, exit code, message and backtrace in
 //!   the console page for the manager, and powers the domain off.
 //!

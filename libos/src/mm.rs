@@ -1,5 +1,6 @@
-//! Memory: the heap, and pages that others see.
+//! Memory: the heap, pages that others see, and how much memory there is.
 
+pub(crate) mod balloon;
 pub(crate) mod heap;
 mod page;
 

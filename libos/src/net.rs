@@ -38,6 +38,7 @@ mod tcp;
 mod udp;
 
 use crate::{
+    hypercall,
     netfront::{self, Failure, Receiver, Sender},
     println, random,
     single::Single,
@@ -196,7 +197,7 @@ impl Network {
         let (configs, name_servers) = configuration(Records::new(start::module()));
         let cards = (0..configs.len()).map(|at| Card::begin(at, false)).collect();
         let configs = configs.into_iter().map(|config| (config, Sender::UNCONNECTED)).collect();
-        let memory = start::info().nr_pages() as usize * PAGE_SIZE / MEMORY_SHARE;
+        let memory = hypercall::current_reservation() as usize * PAGE_SIZE / MEMORY_SHARE;
         task::spawn(async {
             let mut timer = None;
             poll_fn(|cx| with(|network| network.turn(&mut timer, cx))).await;

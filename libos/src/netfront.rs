@@ -11,9 +11,8 @@
 use crate::{
     evtchn::Port,
     gnttab::{Access, Grant, GrantedPages},
-    hypercall::Errno,
+    hypercall::{self, Errno},
     mm::{Page, Pages},
-    start,
     xenbus::Device,
     xenstore,
 };
@@ -493,7 +492,7 @@ pub(crate) async fn connect(device: &Device) -> Result<(Sender, Receiver), Failu
     }
     let [scatter, segments4, checksum6] =
         device.features(["feature-sg", "feature-gso-tcpv4", "feature-ipv6-csum-offload"]).await;
-    let wished = (start::info().nr_pages() / PAGES_SHARE).clamp(PAGES_MIN, PAGES_MAX);
+    let wished = (hypercall::current_reservation() / PAGES_SHARE).clamp(PAGES_MIN, PAGES_MAX);
     let pages = 1u32 << wished.ilog2();
     // At most a quarter of the pages for one frame, so that there are always some under way.
     let longest = FRAME_MAX.min(pages as usize / 4 * PAGE_SIZE).min((SLOTS_MAX - 1) * PAGE_SIZE);

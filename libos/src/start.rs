@@ -14,6 +14,7 @@ use core::{
     sync::atomic::{AtomicU64, Ordering},
 };
 use xen_proto::{
+    balloon::{self, NO_FRAME},
     evtchn::Port,
     frame::{Mfn, Pfn},
     start_info::StartInfo,
@@ -91,7 +92,7 @@ impl Info {
         arch::frame_at(self.page.address().addr().get())
     }
 
-    /// Pages of the domain.
+    /// Frames of the domain: those with memory, and those that the balloon may give some.
     pub(crate) fn nr_pages(self) -> u64 {
         self.get(offset_of!(StartInfo, nr_pages))
     }
@@ -161,16 +162,42 @@ impl Info {
     }
 }
 
-/// The machine frame behind one of the domain's own.
+/// The entry of the p2m list for one of the domain's own frames.
 ///
 /// # Panics
 /// If the domain has no such frame.
-pub(crate) fn machine_frame(pfn: Pfn) -> Mfn {
+fn frame_entry(pfn: Pfn) -> *mut u64 {
     let info = info();
     assert!(pfn.0 < info.nr_pages(), "the domain has the frame");
-    let list = core::ptr::with_exposed_provenance::<u64>(info.frame_list());
+    let list = core::ptr::with_exposed_provenance_mut::<u64>(info.frame_list());
     // SAFETY: the builder's list has an entry for each of the domain's frames.
-    Mfn(unsafe { list.add(pfn.0 as usize).read() })
+    unsafe { list.add(pfn.0 as usize) }
+}
+
+/// The machine frame behind one of the domain's own.
+///
+/// # Panics
+/// If there is none.
+pub(crate) fn machine_frame(pfn: Pfn) -> Mfn {
+    // SAFETY: an entry of the list.
+    let frame = unsafe { frame_entry(pfn).read() };
+    assert!(frame != NO_FRAME, "the frame has memory");
+    Mfn(frame)
+}
+
+/// Notes which machine frame is behind one of the domain's own from now on, if there is any.
+///
+/// # Panics
+/// If the domain has no such frame.
+pub(crate) fn set_machine_frame(pfn: Pfn, frame: Option<Mfn>) {
+    // SAFETY: an entry of the list, of which nothing holds references.
+    unsafe { frame_entry(pfn).write(frame.map_or(NO_FRAME, |frame| frame.0)) }
+}
+
+/// Frames from 0 on that the builder has given memory; those behind have none yet.
+pub(crate) fn populated() -> u64 {
+    // SAFETY: an entry of the list.
+    balloon::populated(info().nr_pages(), |frame| unsafe { frame_entry(Pfn(frame)).read() })
 }
 
 /// The boot module; empty if there is none.

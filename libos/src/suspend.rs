@@ -14,8 +14,8 @@
 //! everything is as it was.
 
 use crate::{
-    console, dirty, evtchn, evtchn::Id, hypercall, lifecycle::Where, shared_info, single::Single, start,
-    time, xenstore,
+    console, dirty, evtchn, evtchn::Id, hypercall, lifecycle::Where, mm::balloon, shared_info,
+    single::Single, start, time, xenstore,
 };
 use alloc::{boxed::Box, string::String};
 use core::{
@@ -27,7 +27,7 @@ use core::{
 };
 use xen_proto::{
     boot::{Kind, Records},
-    console::{GUEST_FLAGS, GUEST_SUSPENDS, HOST_TRACK, RESUME, RESUME_LEN},
+    console::{GUEST_BALLOONS, GUEST_FLAGS, GUEST_SUSPENDS, HOST_TRACK, RESUME, RESUME_LEN},
     frame::Pfn,
 };
 
@@ -162,11 +162,12 @@ pub(crate) fn new_name() -> Option<String> {
 /// Does what the host asks for in the console page, as long as the capsule lives.
 pub(crate) async fn serve() {
     let Some(page) = console::status_page() else { return };
-    page.u32(GUEST_FLAGS).store(GUEST_SUSPENDS, Ordering::Release);
+    page.u32(GUEST_FLAGS).store(GUEST_SUSPENDS | GUEST_BALLOONS, Ordering::Release);
     loop {
         let reason = poll_fn(|cx| {
             let flags = console::host_flags();
             dirty::serve(flags & HOST_TRACK != 0);
+            balloon::serve(flags);
             match Reason::requested(flags) {
                 Some(reason) => Poll::Ready(reason),
                 None => {

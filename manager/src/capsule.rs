@@ -235,6 +235,7 @@ impl Record {
     /// is of its domain, if it has one.
     pub fn api(&self, node: &str, cpu_time_ns: u64) -> fcap_api::Capsule {
         let config = self.config.clone();
+        let max_memory_kib = config.max_memory_kib();
         fcap_api::Capsule {
             id: config.id.to_string(),
             name: config.name,
@@ -249,6 +250,7 @@ impl Record {
             created_ms: config.created_ms,
             started_ms: self.progress.started_ms,
             memory_kib: config.memory_kib,
+            max_memory_kib,
             vcpus: config.vcpus,
             cpu_cap: config.cpu_cap,
             weight: config.weight,

@@ -614,7 +614,7 @@ impl Daemon {
                     monotonic_ns,
                     cpu_time_ns: info.cpu_time_ns,
                     memory_kib: info.memory_kib,
-                    max_memory_kib: info.max_memory_kib,
+                    max_memory_kib: record.config.max_memory_kib(),
                     vcpus: info.vcpus,
                     cpu_cap: record.config.cpu_cap,
                     weight: record.config.weight,

@@ -122,7 +122,9 @@ impl Error {
             Self::NoSuchMethod => ErrorCode::NoSuchMethod,
             Self::Ambiguous { .. } => ErrorCode::Ambiguous,
             Self::NameTaken { .. } => ErrorCode::NameTaken,
-            Self::WrongState(_) | Self::Toolstack(T::Gone) => ErrorCode::WrongState,
+            Self::WrongState(_) | Self::Toolstack(T::Gone | T::NoBalloon | T::NoAnswer { .. }) => {
+                ErrorCode::WrongState
+            }
             Self::TooLarge(_) => ErrorCode::TooLarge,
             Self::BadImage(_) | Self::Toolstack(T::BadImage(_)) => ErrorCode::BadImage,
             Self::Toolstack(T::NotEnoughMemory { .. }) => ErrorCode::NotEnoughMemory,

@@ -46,6 +46,18 @@ pub enum Error {
     /// The node has not enough of something.
     #[error("the node has no room: {0}")]
     NoRoom(String),
+    /// The domain cannot change its memory while it runs.
+    #[error(
+        "its kernel has no balloon that fcap knows, so its memory cannot change while it runs; \
+         stop it first, and start it again"
+    )]
+    NoBalloon,
+    /// The domain was asked for something and does not answer.
+    #[error("it does not answer within {seconds} s: it computes without ever waiting; it runs on as before")]
+    NoAnswer {
+        /// How long it was given.
+        seconds: u64,
+    },
     /// A setting that the hypervisor does not take.
     #[error("{0}")]
     BadSetting(String),
@@ -111,6 +123,8 @@ pub struct DomainSpec {
     pub command_line: String,
     /// Memory.
     pub memory_kib: u64,
+    /// Memory that it can be given while it runs, at least as much; more for capsules alone.
+    pub max_memory_kib: u64,
     /// Virtual processors.
     pub vcpus: u32,
     /// Cap in percent of one processor, 0 for none.
@@ -151,8 +165,6 @@ pub struct DomainInfo {
     pub cpu_time_ns: u64,
     /// Memory it holds.
     pub memory_kib: u64,
-    /// Memory it may hold.
-    pub max_memory_kib: u64,
     /// Virtual processors online.
     pub vcpus: u32,
 }
@@ -297,6 +309,9 @@ pub trait Toolstack: Send + Sync {
 
     /// Domains that are ready in the pool.
     fn pool_ready(&self) -> u32;
+
+    /// Gives up what is held ready, because its memory is needed; returns whether there was anything.
+    fn release_ready(&self) -> bool;
 }
 
 /// One domain. Dropping it releases what the daemon holds of it, but does not destroy it.
@@ -313,6 +328,10 @@ pub trait Domain: Send + Sync {
     fn request_stop(&self) -> Result<()>;
     /// Sets cap and weight, both at once.
     fn set_scheduling(&self, cpu_cap: u16, weight: u16) -> Result<()>;
+    /// Has it hold so much memory, or as near to it as it can come: it keeps what it uses, and there
+    /// may be too little on the node. Returns what it holds then. It must run, and nobody may copy
+    /// it meanwhile; more than [`DomainSpec::max_memory_kib`] it does not take.
+    fn resize(&self, memory_kib: u64) -> Result<u64>;
     /// Changes the name that other tools see.
     fn rename(&self, name: &str) -> Result<()>;
     /// Ends it at once and removes every trace of it. Does nothing if it is gone already.

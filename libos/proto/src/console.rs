@@ -6,7 +6,7 @@
 //! requests to suspend, exit code, why the capsule died), without a single xenstore
 //! request. A capsule started by another toolstack finds no [`STATUS_MAGIC`] there
 //! and does without. What is said about suspending is explained in
-//! [`suspend`](crate::suspend).
+//! [`suspend`](crate::suspend), what is said about memory in [`balloon`](crate::balloon).
 //!
 //! Each field has one writer. Everything a capsule writes is hostile to the
 //! manager: copy once, bound, then use.
@@ -28,15 +28,25 @@ pub const OUT_CONS: usize = 3080;
 /// `u32`: producer index of the output ring, written by the guest.
 pub const OUT_PROD: usize = 3084;
 
-/// `u32`: bits for the host, written by the guest: [`GUEST_SUSPENDS`].
+/// `u32`: bits for the host, written by the guest: [`GUEST_SUSPENDS`], [`GUEST_BALLOONS`].
 pub const GUEST_FLAGS: usize = 3096;
 /// The guest listens for [`HOST_SUSPEND`] and [`HOST_TRACK`], from when it first waits for anything.
 pub const GUEST_SUSPENDS: u32 = 1;
+/// The guest listens for [`MEMORY_REQUEST`], from when it first waits for anything.
+pub const GUEST_BALLOONS: u32 = 2;
+/// `u32`: number of the last request for other memory that was answered, written by the guest.
+pub const MEMORY_ANSWER: usize = 3100;
 /// Records as in the boot module ([`boot`](crate::boot)), written by the host while the guest is
 /// suspended: what is new to it when it goes on.
 pub const RESUME: usize = 3104;
 /// Bytes of [`RESUME`]: room for a name, entropy, and four network interfaces.
-pub const RESUME_LEN: usize = STATUS - RESUME;
+pub const RESUME_LEN: usize = MEMORY_TARGET - RESUME;
+/// `u32`: pages of memory that the guest shall have, written by the host before [`MEMORY_REQUEST`];
+/// 0 where a request is taken back.
+pub const MEMORY_TARGET: usize = 3576;
+/// `u32`: number of the request that [`MEMORY_TARGET`] belongs to, written by the host; changed
+/// with an event.
+pub const MEMORY_REQUEST: usize = 3580;
 
 /// `u64`: [`STATUS_MAGIC`] when the builder is fcapd; written before the guest runs.
 pub const STATUS: usize = 3584;
@@ -82,6 +92,7 @@ pub const MESSAGE: usize = 3744;
 /// Most bytes of the message that fit.
 pub const MESSAGE_MAX: usize = 352;
 
+const _: () = assert!(MEMORY_REQUEST + 4 == STATUS);
 const _: () = assert!(BACKTRACE + 8 * BACKTRACE_MAX == MESSAGE && MESSAGE + MESSAGE_MAX == 4096);
 
 /// How a capsule says it ended.

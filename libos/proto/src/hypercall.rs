@@ -1,6 +1,6 @@
 //! Numbers and argument structures of the hypercalls that a PV guest uses.
 //!
-//! From Xen's `xen/include/public`: `xen.h`, `sched.h`, `event_channel.h`,
+//! From Xen's `xen/include/public`: `xen.h`, `memory.h`, `sched.h`, `event_channel.h`,
 //! `grant_table.h`, `vcpu.h`, `arch-x86/xen.h`. Pointers are addresses in the
 //! caller, as `u64`.
 
@@ -11,6 +11,7 @@ use crate::domid::DomId;
 pub mod nr {
     pub const SET_TRAP_TABLE: usize = 0;
     pub const MMU_UPDATE: usize = 1;
+    pub const MEMORY_OP: usize = 12;
     pub const UPDATE_VA_MAPPING: usize = 14;
     pub const GRANT_TABLE_OP: usize = 20;
     pub const VCPU_OP: usize = 24;
@@ -74,6 +75,40 @@ impl MmuExtOp {
     /// Empties the TLB of the processor that asks.
     #[doc(alias = "MMUEXT_TLB_FLUSH_LOCAL")]
     pub const TLB_FLUSH_LOCAL: u32 = 6;
+}
+
+/// Operations of `memory_op`.
+pub mod memory {
+    use super::DomId;
+
+    /// Gives pages back; see [`Reservation`]. The extents are machine frames. Returns how many
+    /// extents were given back.
+    #[doc(alias = "XENMEM_decrease_reservation")]
+    pub const DECREASE: usize = 1;
+    /// How many pages a domain has; the argument is its number.
+    #[doc(alias = "XENMEM_current_reservation")]
+    pub const CURRENT: usize = 3;
+    /// Takes pages; see [`Reservation`]. The extents are the domain's own frames, and become machine
+    /// frames. Returns how many there were.
+    #[doc(alias = "XENMEM_populate_physmap")]
+    pub const POPULATE: usize = 6;
+
+    /// Argument of [`DECREASE`] and [`POPULATE`].
+    #[derive(Clone, Copy, Debug)]
+    #[repr(C)]
+    #[doc(alias = "xen_memory_reservation")]
+    pub struct Reservation {
+        /// In: address of the extents, `u64` each.
+        pub extents: u64,
+        /// In: how many.
+        pub nr_extents: u64,
+        /// In: base 2 logarithm of an extent's pages.
+        pub extent_order: u32,
+        /// In: limits on where the memory may be; 0 for none.
+        pub flags: u32,
+        /// In: whose they are.
+        pub domain: DomId,
+    }
 }
 
 /// Operations of `sched_op`.
@@ -204,6 +239,7 @@ const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<TrapInfo>() == 16 && offset_of!(TrapInfo, address) == 8);
     assert!(size_of::<MmuUpdate>() == 16);
+    assert!(size_of::<memory::Reservation>() == 32 && offset_of!(memory::Reservation, domain) == 24);
     assert!(size_of::<MmuExtOp>() == 24 && offset_of!(MmuExtOp, arg1) == 8);
     assert!(size_of::<sched::Poll>() == 24 && offset_of!(sched::Poll, timeout_ns) == 16);
     assert!(

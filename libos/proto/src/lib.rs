@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`boot`], [`console`] | what is ours alone: boot module, status area of the console page |
 //! | [`suspend`], [`dirty`] | the same, for moving a capsule while it runs |
+//! | [`balloon`] | the same, for changing its memory while it runs |
 //! | [`elfnote`], [`start_info`], [`cmdline`] | start of day |
 //! | [`domid`], [`frame`], [`evtchn`], [`gnttab`] | domains, frames, ports, grants |
 //! | [`hypercall`], [`shared_info`], [`pvclock`] | the doors to Xen |
@@ -16,6 +17,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod balloon;
 pub mod boot;
 pub mod cmdline;
 pub mod console;

@@ -5,6 +5,7 @@ use core::{
     alloc::{GlobalAlloc, Layout},
     cell::Cell,
     ops::Range,
+    ptr::NonNull,
 };
 use talc::{
     TalcCell,
@@ -131,6 +132,68 @@ pub(crate) fn free_pages(mut visit: impl FnMut(Range<Pfn>)) {
             next = word(gap);
         }
     }
+}
+
+/// The first frame behind the heap.
+pub(crate) fn end() -> Pfn {
+    HEAP.pages.get().1
+}
+
+/// The layout of pages that were taken from the heap.
+fn layout(pages: &Range<Pfn>) -> Layout {
+    let len = (pages.end.0 - pages.start.0) as usize * PAGE_SIZE;
+    Layout::from_size_align(len, PAGE_SIZE).expect("a part of memory")
+}
+
+/// Takes pages from the heap that follow each other, as many as there are in one piece, but not
+/// more than `most`. What they hold is anything.
+pub(crate) fn take_pages(most: u64) -> Option<Range<Pfn>> {
+    let mut count = 0;
+    free_pages(|pages| count = count.max(pages.end.0 - pages.start.0));
+    count = count.min(most);
+    while count > 0 {
+        let layout = layout(&(Pfn(0)..Pfn(count)));
+        // Not through `HEAP`: that there are not so many is no failure of the application.
+        // SAFETY: the layout has a size.
+        if let Some(pages) = NonNull::new(unsafe { HEAP.talc.alloc(layout) }) {
+            let first = arch::frame_at(pages.addr().get());
+            return Some(first..Pfn(first.0 + count));
+        }
+        count /= 2;
+    }
+    None
+}
+
+/// Gives the last `count` of pages back that [`take_pages`] gave, or that this left of them;
+/// returns those that remain.
+///
+/// # Safety
+/// They must be mapped, and nothing may use them any more.
+pub(crate) unsafe fn return_pages(pages: &Range<Pfn>, count: u64) -> Option<Range<Pfn>> {
+    let address = core::ptr::with_exposed_provenance_mut(arch::address_of(pages.start));
+    let rest = pages.start..Pfn(pages.end.0 - count);
+    if rest.is_empty() {
+        // SAFETY: they came from the heap with this layout.
+        unsafe { HEAP.talc.dealloc(address, layout(pages)) };
+        return None;
+    }
+    // SAFETY: the same; what is left has a size.
+    let shrunk = unsafe { HEAP.talc.realloc(address, layout(pages), layout(&rest).size()) };
+    assert!(shrunk == address, "what shrinks stays where it is");
+    Some(rest)
+}
+
+/// Adds the frames from the heap's end up to `end` to it.
+///
+/// # Safety
+/// They must be mapped, and nobody else's.
+pub(crate) unsafe fn extend(end: Pfn) {
+    let (first, old) = HEAP.pages.get();
+    let address = |frame| core::ptr::with_exposed_provenance_mut(arch::address_of(frame));
+    let old_end = NonNull::new(address(old)).expect("frames are not mapped at 0");
+    // SAFETY: the heap ends there, at the border of a page, and the caller gives it what is behind.
+    unsafe { HEAP.talc.extend(old_end, address(end)) };
+    HEAP.pages.set((first, end));
 }
 
 /// Whether the last allocation failed, which tells such a panic from others.

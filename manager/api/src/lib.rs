@@ -302,6 +302,9 @@ pub struct CreateCapsule {
     pub env: BTreeMap<String, String>,
     /// Memory; [`DEFAULT_MEMORY_KIB`] when not given.
     pub memory_kib: Option<u64>,
+    /// Memory that [`UpdateCapsule::memory_kib`] can give it while it runs; as much as its memory
+    /// when not given. For capsules alone.
+    pub max_memory_kib: Option<u64>,
     /// Virtual processors; 1 when not given.
     pub vcpus: Option<u32>,
     /// Most processor time it may use, in percent of one processor; 0 is no limit.
@@ -378,8 +381,11 @@ pub struct Capsule {
     pub created_ms: u64,
     /// When it was last started.
     pub started_ms: Option<u64>,
-    /// Memory it was given.
+    /// Memory it has, or will have when it is started.
     pub memory_kib: u64,
+    /// Memory it can be given while it runs.
+    #[serde(default)]
+    pub max_memory_kib: u64,
     /// Virtual processors.
     pub vcpus: u32,
     /// As [`CreateCapsule::cpu_cap`].
@@ -490,6 +496,11 @@ pub enum EndReason {
 pub struct UpdateCapsule {
     /// A new name.
     pub name: Option<String>,
+    /// Memory, in whole pages. A capsule that runs gives memory back or takes more, up to
+    /// [`Capsule::max_memory_kib`]; what it uses it keeps: then the answer is an error
+    /// ([`ErrorCode::WrongState`]) that says how much was given back, which holds. Where the node
+    /// has too little, it is [`ErrorCode::NoRoom`].
+    pub memory_kib: Option<u64>,
     /// As [`CreateCapsule::cpu_cap`].
     pub cpu_cap: Option<u16>,
     /// As [`CreateCapsule::weight`].
@@ -512,7 +523,7 @@ pub struct Stats {
     pub cpu_time_ns: u64,
     /// Memory it holds now.
     pub memory_kib: u64,
-    /// Memory it may hold.
+    /// Memory it can be given while it runs.
     pub max_memory_kib: u64,
     /// Virtual processors online.
     pub vcpus: u32,

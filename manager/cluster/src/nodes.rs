@@ -672,7 +672,8 @@ impl Nodes {
                     affinity: affinity(&capsule.labels).unwrap_or_default(),
                     labels: capsule.labels.clone(),
                     memory_kib: capsule.memory_kib,
-                    max_memory_kib: capsule.memory_kib,
+                    // Nodes of an earlier version do not say.
+                    max_memory_kib: capsule.max_memory_kib.max(capsule.memory_kib),
                     vcpus: capsule.vcpus,
                     cpu_cap: capsule.cpu_cap,
                     weight: capsule.weight,

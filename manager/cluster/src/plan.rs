@@ -9,6 +9,9 @@
 //!    room at that time: what leaves a node in a step still counts there, what comes counts
 //!    already. Nodes start in the first step, stop once they are empty.
 //!
+//! A capsule that is to get more memory than its node has moves first, to the node that placement
+//! chooses for what it will hold; that move is the plan's own.
+//!
 //! What one proposal needs another may have promised: all is done again without those that were
 //! rejected, until none is. So what remains can be executed whole, and stopping between any two
 //! steps leaves no node with more than it can hold.
@@ -18,6 +21,7 @@ use std::collections::{HashMap, HashSet};
 use fcap_api::State;
 use fcap_api::cluster::{Change, Plan, PlanStep, Proposal, Rejected};
 
+use crate::placement::{self, Aim};
 use crate::room::{Refusal, Room, state_name};
 use crate::view::{Index, NodeState, NotFound};
 
@@ -109,6 +113,9 @@ impl Limits {
     }
 }
 
+/// How the reason of a move begins that only makes room; the node follows.
+const OWN_MOVE: &str = "more memory than there is on node ";
+
 /// Rounds after which proposals that still pull each other down are all rejected.
 const MOST_ROUNDS: usize = 64;
 
@@ -116,7 +123,7 @@ const MOST_ROUNDS: usize = 64;
 pub fn plan(index: &Index<'_>, proposals: &[Proposal], limits: &Limits) -> Plan {
     let mut planner = Planner::new(index, proposals, limits);
     planner.check_each();
-    let mut steps = Vec::new();
+    let mut ordered = Ordered::default();
     for round in 0.. {
         let before = planner.rejected;
         if round == MOST_ROUNDS {
@@ -125,7 +132,7 @@ pub fn plan(index: &Index<'_>, proposals: &[Proposal], limits: &Limits) -> Plan 
             }
         }
         planner.check_worth();
-        steps = planner.order();
+        ordered = planner.order();
         if planner.rejected == before {
             break;
         }
@@ -139,13 +146,23 @@ pub fn plan(index: &Index<'_>, proposals: &[Proposal], limits: &Limits) -> Plan 
             Some(Rejected { number: number + 1, proposal: proposals[number].clone(), why: why? })
         })
         .collect();
-    let steps = steps
-        .into_iter()
-        .map(|step| PlanStep {
-            proposals: step.into_iter().map(|number| proposals[number].clone()).collect(),
-        })
-        .collect();
+    let step =
+        |numbers: Vec<usize>| numbers.into_iter().map(|number| proposals[number].clone()).collect::<Vec<_>>();
+    let Ordered { steps, moves, grows } = ordered;
+    // One of these may go where another one has left.
+    let moves = moves.into_iter().map(|own| vec![own]);
+    let steps = steps.into_iter().map(step).chain(moves).chain([step(grows)]);
+    let steps = steps.filter(|step| !step.is_empty()).map(|proposals| PlanStep { proposals }).collect();
     Plan { steps, rejected, saving_micros }
+}
+
+/// What stands, in order: first the steps of proposals by their numbers, then the plan's own moves,
+/// each by itself, then what gets more memory.
+#[derive(Default)]
+struct Ordered {
+    steps: Vec<Vec<usize>>,
+    moves: Vec<Proposal>,
+    grows: Vec<usize>,
 }
 
 /// A proposal with its names looked up. Nodes are places in the room.
@@ -501,7 +518,7 @@ impl<'a, 'p> Planner<'a, 'p> {
     }
 
     /// Puts what stands into steps, and rejects what there is never room for.
-    fn order(&mut self) -> Vec<Vec<usize>> {
+    fn order(&mut self) -> Ordered {
         let mut room = self.room.clone();
         let fresh = self.index.view.nodes.len();
         let (mut first, mut moves, mut grows, mut stops) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -571,21 +588,41 @@ impl<'a, 'p> Planner<'a, 'p> {
                 rejections.push((number, format!("node {name} has no room for it at any step: {why}")));
             }
         }
-        let mut last = Vec::new();
+        let mut ordered = Ordered { steps, ..Ordered::default() };
         for (number, capsule, memory_kib) in grows {
-            let node = at.get(&capsule).copied().unwrap_or_else(|| self.index.node_of(capsule));
+            let here = at.get(&capsule).copied().unwrap_or_else(|| self.index.node_of(capsule));
             let more_kib = memory_kib - room.needs(capsule).memory_kib;
-            let free_kib = room.nodes()[node].free_memory_kib;
-            if more_kib > free_kib {
-                let why = Refusal::Memory { needed_kib: more_kib, free_kib };
-                rejections.push((number, format!("node {} cannot give it: {why}", room.nodes()[node].name)));
-            } else {
-                room.resize(capsule, node, memory_kib);
-                last.push(number);
+            let free_kib = room.nodes()[here].free_memory_kib;
+            if more_kib <= free_kib {
+                room.resize(capsule, here, memory_kib);
+                ordered.grows.push(number);
+                continue;
             }
-        }
-        if !last.is_empty() {
-            steps.push(last);
+            // Nothing is moved twice.
+            let elsewhere = match at.contains_key(&capsule) {
+                true => None,
+                false => self.roomier(&room, capsule, memory_kib, ordered.moves.len()),
+            };
+            let name = &room.nodes()[here].name;
+            match elsewhere {
+                Some(to) => {
+                    let change = Change::Migrate {
+                        capsule: self.index.handle(capsule).to_owned(),
+                        to: room.nodes()[to].name.clone(),
+                    };
+                    let reason = format!("{OWN_MOVE}{name}: {}", self.proposals[number].reason);
+                    ordered.moves.push(Proposal { change, reason, line: self.proposals[number].line });
+                    ordered.grows.push(number);
+                    room.put(capsule, to);
+                    room.lift(capsule, here);
+                    room.resize(capsule, to, memory_kib);
+                }
+                None => {
+                    let why = Refusal::Memory { needed_kib: more_kib, free_kib };
+                    rejections
+                        .push((number, format!("node {name} cannot give it, and it cannot move: {why}")));
+                }
+            }
         }
         for (number, node) in stops {
             let stay = room.nodes()[node].capsules;
@@ -594,7 +631,30 @@ impl<'a, 'p> Planner<'a, 'p> {
         for (number, why) in rejections {
             self.reject(number, why);
         }
-        steps
+        ordered
+    }
+
+    /// Where a capsule goes that is to get more memory than its node has, if it may move and there
+    /// is such a node; beside `others` moves of the kind.
+    fn roomier(&self, room: &Room<'a>, capsule: usize, memory_kib: u64, others: usize) -> Option<usize> {
+        self.limits.may_move(self.index, capsule).ok()?;
+        let mut stops = HashSet::new();
+        let mut moves = others;
+        for (_, task) in self.standing() {
+            match task {
+                Task::Stop { node } => drop(stops.insert(node)),
+                Task::Move { .. } => moves += 1,
+                _ => (),
+            }
+        }
+        if moves >= self.limits.moves {
+            return None;
+        }
+        let here = self.index.node_of(capsule);
+        let mut needs = room.needs(capsule).clone();
+        needs.memory_kib = memory_kib;
+        let open = |node: usize| node != here && !stops.contains(&node);
+        placement::best(room, &needs, Aim::Spread, self.limits.cpu_percent, open)
     }
 
     fn saving(&self) -> i64 {
@@ -887,11 +947,34 @@ mod tests {
         let grow = memory("a", 1024);
         assert_eq!(steps(&planned(&view, &[grow.clone(), memory("b", 1024)])), ["=b", "=a"]);
         view.nodes[0].free_memory_kib = 0;
+        view.nodes[1].cordoned = true;
         let plan = planned(&view, &[grow]);
         assert_eq!(
             why(&plan),
-            [(1, "node n1 cannot give it: it has 0 MiB of memory left of the 512 needed")]
+            [(
+                1,
+                "node n1 cannot give it, and it cannot move: it has 0 MiB of memory left of the 512 needed"
+            )]
         );
+    }
+
+    #[test]
+    fn a_capsule_moves_to_a_node_that_has_the_memory_that_it_is_to_get() {
+        let mut view = half_idle();
+        view.capsules[0].max_memory_kib = 3 << 20;
+        view.nodes[0].free_memory_kib = 0;
+        view.nodes[1].free_memory_kib = 3 << 20;
+        let plan = planned(&view, &[memory("a", 3072)]);
+        assert_eq!((steps(&plan), why(&plan)), (vec!["a>n2".to_owned(), "=a".to_owned()], vec![]));
+        assert_eq!(plan.steps[0].proposals[0].reason, "more memory than there is on node n1: because");
+        // Not to one that is about to go, nor twice, nor before its time.
+        let full = |plan: &Plan| why(plan).iter().any(|(_, why)| why.contains("and it cannot move"));
+        view.nodes.push(node("n3"));
+        view.nodes[1].free_memory_kib = 0;
+        assert_eq!(steps(&planned(&view, &[memory("a", 3072)])), ["a>n3", "=a"]);
+        assert!(full(&planned(&view, &[memory("a", 3072), stop("n3")])));
+        view.capsules[0].moved_ms = Some(view.time_ms);
+        assert!(full(&planned(&view, &[memory("a", 3072)])));
     }
 
     #[test]
@@ -1032,7 +1115,8 @@ mod tests {
             let plan = plan(&index, &proposals, &limits);
             prop_assert_eq!(execute(&view, &plan), Ok(()));
             // Every proposal is in a step or rejected, once.
-            let stepped: usize = plan.steps.iter().map(|step| step.proposals.len()).sum();
+            let stepped = plan.steps.iter().flat_map(|step| &step.proposals);
+            let stepped = stepped.filter(|proposal| !proposal.reason.starts_with(OWN_MOVE)).count();
             prop_assert_eq!(stepped + plan.rejected.len(), proposals.len());
             for step in &plan.steps {
                 prop_assert!(!step.proposals.is_empty());

@@ -27,8 +27,10 @@ const MAX_ARGUMENTS: usize = 256 << 10;
 const MAX_IMAGE_NAME: usize = 255;
 /// Most memory of a capsule: beyond it sums of bytes would overflow, and no node has it.
 const MAX_MEMORY_KIB: u64 = 1 << 40;
+/// KiB of a page.
+const PAGE_KIB: u64 = 4;
 
-/// What a capsule was made with. Only its name, cap, weight and policy change later.
+/// What a capsule was made with. Only its name, memory, cap, weight and policy change later.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// Its identity.
@@ -47,8 +49,11 @@ pub struct Config {
     pub env: BTreeMap<String, String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Memory.
+    /// Memory that it has now, or at its next start.
     pub memory_kib: u64,
+    /// As it was kept; [`Config::max_memory_kib`] says what holds.
+    #[serde(default)]
+    pub max_memory_kib: u64,
     /// Virtual processors.
     pub vcpus: u32,
     /// Cap in percent of one processor, 0 for none.
@@ -139,6 +144,15 @@ impl Config {
             }
             .into());
         }
+        let max_memory_kib = request.max_memory_kib.unwrap_or(memory_kib);
+        if !(memory_kib..=MAX_MEMORY_KIB).contains(&max_memory_kib) {
+            return bad(format!(
+                "max_memory_kib is {max_memory_kib}, it can be {memory_kib} (its memory) to {MAX_MEMORY_KIB}"
+            ));
+        }
+        if max_memory_kib > memory_kib && image.kind() == ImageKind::Kernel {
+            return bad("max_memory_kib is for capsules: fcap knows no balloon of other kernels".into());
+        }
         let vcpus = request.vcpus.unwrap_or(1);
         if !(1..=MAX_VCPUS).contains(&vcpus) {
             return bad(format!("vcpus is {vcpus}, it can be 1 to {MAX_VCPUS}"));
@@ -207,6 +221,7 @@ impl Config {
             env: request.env,
             labels: request.labels,
             memory_kib,
+            max_memory_kib,
             vcpus,
             cpu_cap: request.cpu_cap,
             weight,
@@ -228,6 +243,46 @@ impl Config {
             ));
         }
         Ok((config, networks))
+    }
+
+    /// Memory that it can have while it runs as it was started.
+    pub fn max_memory_kib(&self) -> u64 {
+        self.max_memory_kib.max(self.memory_kib)
+    }
+
+    /// Gives it other memory, of whole pages. One that is `live` keeps within its largest memory;
+    /// for others that grows with it.
+    ///
+    /// # Errors
+    /// If it cannot have so much; says how it could.
+    pub fn set_memory(&mut self, memory_kib: u64, live: bool) -> Result<()> {
+        let (name, most) = (&self.name, self.max_memory_kib());
+        let memory_kib = memory_kib / PAGE_KIB * PAGE_KIB;
+        if !(PAGE_KIB..=MAX_MEMORY_KIB).contains(&memory_kib) {
+            return Err(Error::BadRequest(format!(
+                "capsule {name} cannot have {memory_kib} KiB of memory: {PAGE_KIB} to {MAX_MEMORY_KIB} are possible"
+            )));
+        }
+        if live && memory_kib > most {
+            return Err(Error::BadRequest(format!(
+                "capsule {name} can have at most {} while it runs, not {}: stop it for that and start it \
+                 again, or make it with a larger maximum (`fcap run --memory-max`)",
+                mib(most),
+                mib(memory_kib)
+            )));
+        }
+        self.max_memory_kib = most.max(memory_kib);
+        if self.kind == ImageKind::Kernel {
+            self.max_memory_kib = memory_kib;
+        }
+        self.memory_kib = memory_kib;
+        Ok(())
+    }
+
+    /// Notes how much memory it holds.
+    pub fn note_memory(&mut self, memory_kib: u64) {
+        self.max_memory_kib = self.max_memory_kib();
+        self.memory_kib = memory_kib;
     }
 
     /// The command line of another kernel with these interfaces. The words of each interface
@@ -316,6 +371,15 @@ fn check_ports(asked: &[PublishPort], networks: &[String]) -> Result<Vec<Port>> 
         protocol: port.protocol,
     };
     Ok(asked.iter().map(port).collect())
+}
+
+/// Memory as people read it.
+pub fn mib(kib: u64) -> String {
+    if kib.is_multiple_of(1024) {
+        format!("{} MiB", kib >> 10)
+    } else {
+        format!("{:.1} MiB", kib as f64 / 1024.0)
+    }
 }
 
 /// Checks a scheduler weight.

@@ -4,6 +4,7 @@
 //! [`crate::store`] for the order of writes, and [`crate::daemon`] for what a new daemon makes
 //! of what it finds.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use xen_proto::boot;
 
-use super::config::{Config, check_weight};
+use super::config::{Config, check_weight, mib};
 use super::console::Console;
 use super::end::{self, judge, without_epitaph};
 use super::{Capsule, Command, Phase, Reply, Run, Wish, check};
@@ -23,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::id::CapsuleId;
 use crate::migration::leave::{Leaving, Outcome};
 use crate::store::{Progress, SavedEnd};
-use crate::toolstack::{Domain, DomainInfo, DomainSpec, Shutdown, Vif};
+use crate::toolstack::{Domain, DomainInfo, DomainSpec, Error as ToolstackError, Shutdown, Vif};
 
 /// How long a capsule whose stop was asked for by a daemon that was killed has from then on.
 const RESUMED_STOP: Duration = Duration::from_secs(10);
@@ -289,6 +290,7 @@ impl Driver {
             module,
             command_line,
             memory_kib: config.memory_kib,
+            max_memory_kib: config.max_memory_kib(),
             vcpus: config.vcpus,
             cpu_cap: config.cpu_cap,
             weight: config.weight,
@@ -380,6 +382,10 @@ impl Driver {
         self.capsule.change(|record| {
             record.state = state;
             record.run = Some(Run { domid: domain.domid(), console: console.clone() });
+            if record.config.kind == ImageKind::Capsule {
+                // Its daemon may have been killed while it changed that.
+                record.config.note_memory(info.memory_kib);
+            }
         });
         self.capsule.phase.send_replace(Phase::Alive);
         self.domain = Some(domain.clone());
@@ -595,6 +601,9 @@ impl Driver {
             check_weight(weight)?;
             new.config.weight = weight;
         }
+        if let Some(memory_kib) = update.memory_kib {
+            self.check_memory(&mut new.config, memory_kib).await?;
+        }
         new.config.cpu_cap = update.cpu_cap.unwrap_or(new.config.cpu_cap);
         new.config.restart = update.restart.unwrap_or(new.config.restart);
         if new.config.remove && new.config.restart != fcap_api::RestartPolicy::No {
@@ -608,7 +617,20 @@ impl Driver {
             new.config.name.clone_from(name);
         }
         let scheduling = (new.config.cpu_cap, new.config.weight) != (old.config.cpu_cap, old.config.weight);
-        let applied = self.apply(&new.config, scheduling, renamed.is_some()).await;
+        let memory = new.config.memory_kib != old.config.memory_kib;
+        let mut applied = self.apply(&new.config, scheduling, renamed.is_some()).await;
+        let mut lacking = Ok(());
+        if memory && applied.is_ok() {
+            match self.resize(&old.config, new.config.memory_kib).await {
+                Ok((held_kib, outcome)) => {
+                    // That is what it has, whatever is kept.
+                    new.config.note_memory(held_kib);
+                    self.capsule.change(|record| record.config.note_memory(held_kib));
+                    lacking = outcome;
+                }
+                Err(error) => applied = Err(error),
+            }
+        }
         if let Err(error) = applied.and_then(|()| self.daemon.store.save(&new)) {
             renamed.inspect(|name| self.daemon.release_name(name));
             if scheduling {
@@ -626,8 +648,64 @@ impl Driver {
             self.capsule.look(|record| self.daemon.networks.enter(&record.config));
             self.event(Action::Rename, None);
         }
-        if scheduling || update.restart.is_some() {
+        if scheduling || memory || update.restart.is_some() {
             self.event(Action::Update, None);
+        }
+        lacking
+    }
+
+    /// Has it hold other memory; says how much that is then, and, with an error, if that is not
+    /// what was wanted.
+    async fn resize(&self, config: &Config, memory_kib: u64) -> Result<(u64, Result<()>)> {
+        let Some(domain) = self.domain.clone() else { return Ok((memory_kib, Ok(()))) };
+        let toolstack = self.daemon.toolstack.clone();
+        let resized = blocking(move || match domain.resize(memory_kib) {
+            // What is held ready is there for speed alone.
+            Err(ToolstackError::NoRoom(_)) if toolstack.release_ready() => domain.resize(memory_kib),
+            other => other,
+        });
+        let (name, before_kib) = (&config.name, config.memory_kib);
+        let held_kib = resized.await?.map_err(|error| match error {
+            ToolstackError::NoBalloon | ToolstackError::NoAnswer { .. } => {
+                Error::WrongState(format!("capsule {name}: {error}"))
+            }
+            other => other.into(),
+        })?;
+        let (got, asked) = (mib(held_kib.abs_diff(before_kib)), mib(memory_kib.abs_diff(before_kib)));
+        let outcome = match held_kib.cmp(&memory_kib) {
+            Ordering::Equal => Ok(()),
+            Ordering::Greater => Err(Error::WrongState(format!(
+                "capsule {name} gave back {got} of {asked}: the rest is in use"
+            ))),
+            Ordering::Less => Err(Error::NoRoom(format!(
+                "capsule {name} got {got} of {asked}: the node has no more memory"
+            ))),
+        };
+        Ok((held_kib, outcome))
+    }
+
+    /// Puts other memory into a configuration, if the capsule can have it in its state.
+    async fn check_memory(&self, config: &mut Config, memory_kib: u64) -> Result<()> {
+        let live = self.domain.is_some();
+        let why = match self.state() {
+            State::Paused => Some("is paused; unpause it first"),
+            State::Stopping => Some("is being stopped"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            return Err(Error::WrongState(format!("capsule {} {why}", config.name)));
+        }
+        if live && config.kind != ImageKind::Capsule {
+            return Err(Error::WrongState(format!("capsule {}: {}", config.name, ToolstackError::NoBalloon)));
+        }
+        config.set_memory(memory_kib, live)?;
+        // Less would do for now, but not for its next start. Of one that has just come, the image
+        // may not be here yet.
+        if let Ok(image) = self.daemon.images.open(&config.image).await
+            && memory_kib < image.min_memory_kib()
+        {
+            let needed_kib = image.min_memory_kib();
+            return Err(ToolstackError::NotEnoughMemory { needed_kib, given_kib: memory_kib }.into());
         }
         Ok(())
     }

@@ -120,6 +120,9 @@ impl<T: Toolstack> Toolstack for Fragile<T> {
     fn pool_ready(&self) -> u32 {
         self.inner.pool_ready()
     }
+    fn release_ready(&self) -> bool {
+        self.inner.release_ready()
+    }
 }
 
 impl Domain for Fragile<Arc<dyn Domain>> {
@@ -144,6 +147,10 @@ impl Domain for Fragile<Arc<dyn Domain>> {
     fn set_scheduling(&self, cpu_cap: u16, weight: u16) -> ToolstackResult<()> {
         self.failpoint.hit();
         self.inner.set_scheduling(cpu_cap, weight)
+    }
+    fn resize(&self, memory_kib: u64) -> ToolstackResult<u64> {
+        self.failpoint.hit();
+        self.inner.resize(memory_kib)
     }
     fn rename(&self, name: &str) -> ToolstackResult<()> {
         self.failpoint.hit();
@@ -530,6 +537,7 @@ fn domains_of_others_are_left_alone() {
             module: None,
             command_line: String::new(),
             memory_kib: 4096,
+            max_memory_kib: 4096,
             vcpus: 1,
             cpu_cap: 0,
             weight: 256,

@@ -66,7 +66,8 @@ async fn ask(daemon: &Daemon, id: &str, command: impl FnOnce(Reply) -> Command) 
     daemon.show(&capsule).map(Json)
 }
 
-/// Changes its name, cap, weight or restart policy.
+/// Changes its name, memory, cap, weight or restart policy. Memory of a running one changes before
+/// the answer.
 #[utoipa::path(patch, path = "/v1/capsules/{id}", tag = "capsules", params(("id" = String, Path)),
     responses((status = OK, body = Capsule), Errors))]
 pub(crate) async fn update(

@@ -14,7 +14,8 @@
 //! | `tick [MS]` | writes a line with a number every so often |
 //! | `sleep MS` | ends after a while |
 //! | `spin` | uses processor time until it is stopped, as much as its cap allows of one |
-//! | `stubborn` | as `spin`, but does not stop when asked |
+//! | `stubborn` | as `spin`, but does nothing that it is asked to |
+//! | `hold KIB` | uses so much of its memory until it is stopped |
 //! | `net` | prints the addresses of its network interfaces, a line each; wants a network |
 //! | `serve` | waits until it is stopped; wants a network |
 //! | `panic`, `leak`, `fault`, `crash` | end in these ways |
@@ -99,6 +100,7 @@ enum Program {
     Spin,
     Serve,
     Stubborn,
+    Hold(u64),
     End(EndKind, &'static str),
     Crash,
 }
@@ -154,6 +156,7 @@ fn parse_program(words: &[String]) -> Result<Program> {
         "spin" => Program::Spin,
         "serve" => Program::Serve,
         "stubborn" => Program::Stubborn,
+        "hold" => Program::Hold(number(None)?),
         "panic" => end("about to panic", EndKind::Panicked, "panicked at src/main.rs:3:5: as it was told"),
         "leak" => end("leaking", EndKind::OutOfMemory, "no memory left for 4096 bytes"),
         "fault" => end("about to fault", EndKind::Fault, "page fault at 0x0"),
@@ -163,6 +166,16 @@ fn parse_program(words: &[String]) -> Result<Program> {
             return Err(Error::BadImage(format!("the simulator has no program {other:?}")));
         }
     })
+}
+
+impl Program {
+    /// Memory that it cannot do without.
+    fn used_kib(&self) -> u64 {
+        match self {
+            Self::Hold(kib) => *kib,
+            _ => MIN_MEMORY_KIB,
+        }
+    }
 }
 
 /// An interface as the program `net` prints it.
@@ -343,7 +356,7 @@ impl Guest {
                     self.program = Program::Exit(0);
                     return;
                 }
-                Program::Spin | Program::Serve | Program::Stubborn => return,
+                Program::Spin | Program::Serve | Program::Stubborn | Program::Hold(_) => return,
                 Program::End(kind, message) => {
                     let (kind, message) = (*kind, *message);
                     return self.end(kind, 0, message);
@@ -381,7 +394,6 @@ impl Guest {
             dying: false,
             cpu_time_ns: u64::try_from(self.cpu_time().as_nanos()).unwrap_or(u64::MAX),
             memory_kib: self.spec.memory_kib,
-            max_memory_kib: self.spec.memory_kib,
             vcpus: self.spec.vcpus,
         }
     }
@@ -529,6 +541,10 @@ impl Toolstack for Sim {
     fn pool_ready(&self) -> u32 {
         0
     }
+
+    fn release_ready(&self) -> bool {
+        false
+    }
 }
 
 impl SimDomain {
@@ -582,6 +598,29 @@ impl Domain for SimDomain {
             guest.running_since = guest.running_since.map(|_| Instant::now());
             (guest.spec.cpu_cap, guest.spec.weight) = (cpu_cap, weight);
             Ok(())
+        })
+    }
+
+    fn resize(&self, memory_kib: u64) -> Result<u64> {
+        self.world.with(|state| {
+            let free = self.world.free_kib(state);
+            let guest = state.domains.get_mut(&self.domid).filter(|guest| guest.spec.uuid == self.uuid);
+            let guest = guest.ok_or(Error::Gone)?;
+            if matches!(guest.program, Program::Stubborn) {
+                return Err(Error::NoAnswer { seconds: 0 });
+            }
+            let held = guest.spec.memory_kib;
+            if memory_kib.saturating_sub(held) > free {
+                let more = memory_kib - held;
+                return Err(Error::NoRoom(format!(
+                    "{more} KiB more of memory are asked for, {free} KiB are free"
+                )));
+            }
+            guest.spec.memory_kib = match memory_kib < held {
+                true => memory_kib.max(guest.program.used_kib()).min(held),
+                false => memory_kib,
+            };
+            Ok(guest.spec.memory_kib)
         })
     }
 

@@ -24,6 +24,7 @@ use std::{
     io,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, Weak},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -31,7 +32,7 @@ use fcap_api::ImageKind;
 use fcap_migrate::domain::{Description, DomainResult};
 use xen_proto::{
     DomId,
-    console::{HOST_EOF, HOST_NO_STORE, HOST_STDIN, HOST_SUSPEND},
+    console::{GUEST_BALLOONS, GUEST_SUSPENDS, HOST_EOF, HOST_NO_STORE, HOST_STDIN, HOST_SUSPEND},
     xenstore::Request,
 };
 
@@ -67,6 +68,9 @@ const SPARE: Uuid = *b"fcap-spare\0\0\0\0\0\0";
 /// Of the daemon's threads. xenstored wakes up whenever something happens to a domain, and
 /// would have its turn before a capsule's output.
 const NICENESS: i32 = -10;
+
+/// How long a capsule has to change its memory; it cannot be asked while it computes.
+const RESIZE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Xen's largest number of a domain, plus one.
 const MAX_DOMAINS: usize = 0x7ff0;
@@ -235,7 +239,6 @@ fn info(domain: &sys::DomainInfo) -> DomainInfo {
         dying: domain.is_dying(),
         cpu_time_ns: domain.cpu_time_ns,
         memory_kib: kib(domain.pages),
-        max_memory_kib: kib(domain.max_pages),
         vcpus: domain.vcpus,
     }
 }
@@ -338,6 +341,10 @@ impl Toolstack for Xen {
     fn pool_ready(&self) -> u32 {
         self.pool.ready()
     }
+
+    fn release_ready(&self) -> bool {
+        self.drain() > 0
+    }
 }
 
 /// Tries on an empty domain whether the hypervisor can track dirty pages.
@@ -384,7 +391,8 @@ fn create(shared: &Arc<Shared>, spec: &DomainSpec, shell: Option<Shell>) -> Resu
         module_pages: builder::module_pages(module),
         module,
         command_line: &spec.command_line,
-        nr_pages: pages(spec.memory_kib),
+        pages: pages(spec.memory_kib),
+        max_pages: pages(spec.max_memory_kib),
         vcpus: spec.vcpus,
         shell,
     };
@@ -606,6 +614,41 @@ impl XenDomain {
         })
     }
 
+    /// Has the library OS go to so many pages, or as near as it can; `check` fails when the domain
+    /// has ended.
+    fn ask_for_memory(&self, pages: u64, check: impl Fn() -> Result<()>) -> Result<()> {
+        let pages = u32::try_from(pages).map_err(|_| {
+            Error::BadSetting(format!("{} KiB are more memory than a capsule can have", kib(pages)))
+        })?;
+        let bell = self.with(|held| Ok(held.port.bell()))?;
+        let mut request = None;
+        let answered = || -> Result<Option<()>> {
+            check()?;
+            self.with(|held| match request {
+                Some(request) => Ok((held.console.memory_answer() == request).then_some(())),
+                None => {
+                    // One that has just been started listens when it first waits for anything.
+                    let flags = held.console.guest_flags();
+                    if flags & GUEST_BALLOONS != 0 {
+                        request = Some(held.console.request_memory(pages));
+                        self.notify(held)?;
+                    } else if flags & GUEST_SUSPENDS != 0 {
+                        return Err(Error::NoBalloon);
+                    }
+                    Ok(None)
+                }
+            })
+        };
+        if bell.wait_for(RESIZE_PATIENCE, answered)?.is_some() {
+            return Ok(());
+        }
+        self.with(|held| {
+            held.console.withdraw_memory();
+            Ok(())
+        })?;
+        Err(Error::NoAnswer { seconds: RESIZE_PATIENCE.as_secs() })
+    }
+
     /// Whether the number is free, still this domain's, or that of a later one.
     fn look(&self) -> Result<Number> {
         let domain = self.shared.host.hypercalls.domain(self.domid);
@@ -662,6 +705,30 @@ impl Domain for XenDomain {
 
     fn set_scheduling(&self, cpu_cap: u16, weight: u16) -> Result<()> {
         set_credit2(&self.shared, self.domid, cpu_cap, weight)
+    }
+
+    fn resize(&self, memory_kib: u64) -> Result<u64> {
+        let Shared { host, .. } = &*self.shared;
+        let failed = |error| failed("changing of the domain's memory", error);
+        let held = || -> Result<u64> {
+            let domain = host.hypercalls.domain(self.domid).map_err(failed)?;
+            let alive = |domain: &sys::DomainInfo| {
+                domain.handle == self.uuid && !domain.is_dying() && domain.shutdown().is_none()
+            };
+            Ok(domain.filter(alive).ok_or(Error::Gone)?.pages)
+        };
+        let (wanted, before) = (pages(memory_kib), held()?);
+        if wanted > before {
+            builder::check_room(host, wanted - before)?;
+        }
+        let limit = |pages| host.hypercalls.set_max_memory(self.domid, kib(pages)).map_err(failed);
+        limit(wanted.max(before))?;
+        let asked = self.ask_for_memory(wanted, || held().map(drop));
+        // Whatever it has made of it: it may keep what it has, and take nothing by itself.
+        let now = held()?;
+        limit(now)?;
+        asked?;
+        Ok(kib(now))
     }
 
     fn rename(&self, name: &str) -> Result<()> {

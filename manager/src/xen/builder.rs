@@ -22,6 +22,7 @@ use std::{io, mem::offset_of, path::Path, sync::Arc, time::Instant};
 
 use xen_proto::{
     DomId,
+    balloon::NO_FRAME,
     frame::{Mfn, PAGE_SIZE},
     gnttab,
     start_info::{self, StartInfo},
@@ -150,7 +151,9 @@ pub struct Plan<'a> {
     /// The kernel's command line.
     pub command_line: &'a str,
     /// Pages of memory.
-    pub nr_pages: u64,
+    pub pages: u64,
+    /// Pages that it can be given later, with those; a hole until then.
+    pub max_pages: u64,
     /// Virtual processors.
     pub vcpus: u32,
     /// The domain to build it in, in place of a new one; it has one virtual processor, and is a
@@ -232,7 +235,7 @@ pub struct Built {
     pub domid: u32,
     /// Where everything is in it.
     pub layout: Layout,
-    /// Machine frames of its pages.
+    /// Machine frames of its pages, but for the hole behind them.
     pub p2m: Vec<u64>,
 }
 
@@ -255,12 +258,13 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
     let unfinished = |domid, is_known| Unfinished { host, domid, is_known, finished: false };
     // From here on it is used up.
     let shell = plan.shell.map(|shell| unfinished(shell.domid, true));
-    let layout = Layout::new(plan.kernel, plan.module_pages, plan.nr_pages).map_err(|error| match error {
+    let layout = Layout::new(plan.kernel, plan.module_pages, plan.max_pages, plan.pages);
+    let layout = layout.map_err(|error| match error {
         layout::Error::TooSmall(pages) => {
-            Error::NotEnoughMemory { needed_kib: kib(pages), given_kib: kib(plan.nr_pages) }
+            Error::NotEnoughMemory { needed_kib: kib(pages), given_kib: kib(plan.pages) }
         }
         layout::Error::TooLarge(pages) => {
-            Error::TooMuchMemory { limit_kib: kib(pages), given_kib: kib(plan.nr_pages) }
+            Error::TooMuchMemory { limit_kib: kib(pages), given_kib: kib(plan.max_pages) }
         }
     })?;
     if plan.command_line.len() >= start_info::COMMAND_LINE_LEN {
@@ -270,7 +274,7 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
             plan.command_line.len()
         )));
     }
-    check_room(host, plan.nr_pages)?;
+    check_room(host, plan.pages)?;
     steps.end("check");
 
     let hypercalls = &host.hypercalls;
@@ -279,7 +283,7 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
         Some(shell) => shell,
         None => {
             let grant_frames = if plan.kernel.is_capsule { CAPSULE_GRANT_FRAMES } else { 32 };
-            unfinished(create_empty(host, plan.handle, plan.vcpus, plan.nr_pages, grant_frames)?, false)
+            unfinished(create_empty(host, plan.handle, plan.vcpus, plan.pages, grant_frames)?, false)
         }
     };
     let Unfinished { domid, is_known, .. } = unfinished;
@@ -288,10 +292,10 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
     let p2m = match plan.shell {
         Some(shell) => {
             hypercalls.set_handle(domid, plan.handle).map_err(create)?;
-            hypercalls.set_max_memory(domid, kib(plan.nr_pages)).map_err(create)?;
-            populate_around(hypercalls, domid, plan.nr_pages, (layout.store, shell.store_mfn))?
+            hypercalls.set_max_memory(domid, kib(plan.pages)).map_err(create)?;
+            populate_around(hypercalls, domid, plan.pages, (layout.store, shell.store_mfn))?
         }
-        None => populate(hypercalls, domid, 0, plan.nr_pages)?,
+        None => populate(hypercalls, domid, 0, plan.pages)?,
     };
     steps.end("memory");
 
@@ -471,7 +475,9 @@ impl Filler<'_> {
         mapping.write(self.offset(layout.module.start), plan.module);
         let list = self.offset(layout.p2m.start);
         mapping.write_words(list, p2m);
-        let used = size_of_val(*p2m);
+        let hole = vec![NO_FRAME; layout.nr_pages as usize - p2m.len()];
+        mapping.write_words(list + size_of_val(*p2m), &hole);
+        let used = layout.nr_pages as usize * size_of::<u64>();
         mapping.zero(list + used, self.offset(layout.start_info) - list - used);
         mapping.zero(self.offset(layout.start_info), PAGE_SIZE);
         if !self.is_known {

@@ -86,6 +86,28 @@ impl Console {
         self.page.read_u32(page::TRACKING)
     }
 
+    /// Asks the domain to have so many pages of memory; returns the number of the request.
+    pub fn request_memory(&self, pages: u32) -> u32 {
+        let last = self.page.read_u32(page::MEMORY_REQUEST);
+        // An answer to an earlier one that still comes is none to this.
+        let request = last.wrapping_add(if last.wrapping_add(1) == self.memory_answer() { 2 } else { 1 });
+        self.page.write_u32(page::MEMORY_TARGET, pages);
+        // The number is there after what it is about.
+        fence(Ordering::Release);
+        self.page.write_u32(page::MEMORY_REQUEST, request);
+        request
+    }
+
+    /// Takes the request for other memory back.
+    pub fn withdraw_memory(&self) {
+        self.page.write_u32(page::MEMORY_TARGET, 0);
+    }
+
+    /// Number of the last request for other memory that the domain has answered, as it says.
+    pub fn memory_answer(&self) -> u32 {
+        self.page.read_u32(page::MEMORY_ANSWER)
+    }
+
     /// Leaves records for a domain that goes on, at most [`page::RESUME_LEN`] bytes.
     pub fn write_resume(&self, records: &[u8]) {
         assert!(records.len() <= page::RESUME_LEN, "{} bytes of records", records.len());
@@ -251,6 +273,21 @@ mod tests {
         console.page.read(page::IN, &mut input);
         assert_eq!(&input, b"input");
         assert_eq!(console.page.read_u32(page::HOST_FLAGS), page::HOST_STDIN | page::HOST_EOF);
+    }
+
+    #[test]
+    fn a_request_for_memory_is_new_whatever_was_answered_before() {
+        let console = console();
+        for (last, answered) in [(0, 0), (7, 7), (7, 6), (u32::MAX, 0), (7, 8)] {
+            console.page.write_u32(page::MEMORY_REQUEST, last);
+            console.page.write_u32(page::MEMORY_ANSWER, answered);
+            let request = console.request_memory(4096);
+            assert!(request != last && request != answered, "{last} {answered}");
+            assert_eq!(console.page.read_u32(page::MEMORY_REQUEST), request);
+            assert_eq!(console.page.read_u32(page::MEMORY_TARGET), 4096);
+        }
+        console.withdraw_memory();
+        assert_eq!(console.page.read_u32(page::MEMORY_TARGET), 0);
     }
 
     #[test]

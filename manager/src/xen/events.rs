@@ -6,7 +6,7 @@ use std::{
     os::fd::AsFd,
     sync::{Arc, Condvar, Mutex, MutexGuard},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -17,6 +17,9 @@ use nix::{
 
 use super::sys::EventChannels;
 use crate::toolstack::{Event, EventSink};
+
+/// How often [`Bell::wait_for`] looks without an event.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The consoles' event channels and the thread that waits for them.
 #[derive(Debug)]
@@ -48,13 +51,36 @@ pub struct Bell {
 }
 
 impl Bell {
+    /// Waits until `look` has found something, and looks at each event; at least every half a
+    /// second, for what there is no event of. Nothing when the time is up.
+    ///
+    /// # Errors
+    /// As `look`.
+    pub fn wait_for<T, E>(
+        &self,
+        time: Duration,
+        mut look: impl FnMut() -> Result<Option<T>, E>,
+    ) -> Result<Option<T>, E> {
+        let deadline = Instant::now() + time;
+        loop {
+            let seen = self.count();
+            if let Some(found) = look()? {
+                return Ok(Some(found));
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            self.wait(seen, deadline.min(Instant::now() + LOOK));
+        }
+    }
+
     /// Events so far. Ask first, then look for what is awaited, then [`Self::wait`].
-    pub fn count(&self) -> u64 {
+    fn count(&self) -> u64 {
         *self.lock()
     }
 
     /// Waits until there were more than `seen` events, but not longer than `until`.
-    pub fn wait(&self, seen: u64, until: Instant) {
+    fn wait(&self, seen: u64, until: Instant) {
         let mut count = self.lock();
         while *count == seen {
             let rest = until.saturating_duration_since(Instant::now());

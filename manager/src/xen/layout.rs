@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A capsule finds all of its memory mapped, so that its library OS need not build a page
-//! table. Other kernels get what Xen's own builder gives them: at least 512 KiB behind the
+//! table. One that has less than its largest memory finds p2m list and page tables for all of it:
+//! what it lacks is a hole behind what it has. Other kernels get what Xen's own builder gives them: at least 512 KiB behind the
 //! boot stack, up to the next border of 4 MiB. All pages are 4 KiB pages; those of the page
 //! tables are read-only.
 
@@ -62,11 +63,11 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Lays out a domain of `nr_pages`.
+    /// Lays out a domain of `nr_pages`, of which the first `populated` have memory.
     ///
     /// # Errors
     /// If the kernel needs more pages, or its address space has no room for so many.
-    pub fn new(kernel: &Kernel, module_pages: u64, nr_pages: u64) -> Result<Self, Error> {
+    pub fn new(kernel: &Kernel, module_pages: u64, nr_pages: u64, populated: u64) -> Result<Self, Error> {
         // What lies between VIRT_BASE and Xen, or the end of the address space.
         let room = (if kernel.virt_base >> 63 == 0 { 1 << 47 } else { 0u64 }).wrapping_sub(kernel.virt_base);
         if nr_pages > room >> PAGE_SHIFT {
@@ -76,6 +77,9 @@ impl Layout {
         let heap = if kernel.is_capsule { LEAST_HEAP_PAGES } else { 0 };
         if layout.mapped.max(layout.stack + 1 + heap) > nr_pages {
             return Err(Error::TooSmall(Self::least_pages(kernel, module_pages)));
+        }
+        if populated < nr_pages && layout.stack + 1 + heap > populated {
+            return Err(Error::TooSmall(layout.stack + 1 + heap));
         }
         Ok(layout)
     }
@@ -139,7 +143,7 @@ impl Layout {
 
     /// The page tables' contents, page after page, as entries.
     ///
-    /// `p2m` has the machine frame of each page of the domain.
+    /// `p2m` has the machine frame of each page that has memory; behind them nothing is mapped.
     pub fn tables(&self, p2m: &[u64]) -> Vec<u64> {
         let first = self.virt_base >> PAGE_SHIFT;
         let last = first + self.mapped - 1;
@@ -218,15 +222,17 @@ mod tests {
         let least = Layout::least_pages(&kernel, 1);
         // Kernel, module, p2m, three single pages, four tables, stack, heap.
         assert_eq!(least, 16 + 1 + 1 + 3 + 4 + 1 + LEAST_HEAP_PAGES);
-        assert!(Layout::new(&kernel, 1, least).is_ok());
-        assert_eq!(Layout::new(&kernel, 1, least - 1), Err(Error::TooSmall(least)));
+        let new = |pages| Layout::new(&kernel, 1, pages, pages);
+        assert!(new(least).is_ok());
+        assert_eq!(new(least - 1), Err(Error::TooSmall(least)));
     }
 
     #[test]
     fn memory_up_to_the_end_of_the_address_space_is_the_most() {
         let kernel = kernel(0xffff_ffff_8000_0000, 0..16, true);
-        assert!(Layout::new(&kernel, 1, 1 << 19).is_ok());
-        assert_eq!(Layout::new(&kernel, 1, (1 << 19) + 1), Err(Error::TooLarge(1 << 19)));
+        let new = |pages| Layout::new(&kernel, 1, pages, pages);
+        assert!(new(1 << 19).is_ok());
+        assert_eq!(new((1 << 19) + 1), Err(Error::TooLarge(1 << 19)));
     }
 
     #[test]
@@ -234,7 +240,26 @@ mod tests {
         let kernel = kernel(0x7f_ffff_f000, 429..495, false);
         let least = Layout::least_pages(&kernel, 387);
         for extra in 0..2000 {
-            assert!(Layout::new(&kernel, 387, least + extra).is_ok(), "{extra} more than {least}");
+            let pages = least + extra;
+            assert!(Layout::new(&kernel, 387, pages, pages).is_ok(), "{extra} more than {least}");
+        }
+    }
+
+    #[test]
+    fn a_capsule_with_a_hole_needs_tables_and_list_for_its_largest_memory() {
+        let kernel = kernel(0xffff_ffff_8000_0000, 0..16, true);
+        let most = 16_384;
+        let Err(Error::TooSmall(least)) = Layout::new(&kernel, 1, most, 64) else { panic!("too little") };
+        let layout = Layout::new(&kernel, 1, most, least).unwrap();
+        assert_eq!((layout.nr_pages, layout.mapped), (most, most));
+        // 32 pages of the list, 32 tables of level 1.
+        assert_eq!(least, 16 + 1 + 32 + 3 + (32 + 3) + 1 + LEAST_HEAP_PAGES);
+        let p2m: Vec<u64> = (0..least).collect();
+        let entries = layout.tables(&p2m);
+        let last = walk(&layout, &entries, layout.address(least - 1)).unwrap();
+        assert_eq!(last.mfn().0, least - 1);
+        for page in [least, least + 1, most - 1] {
+            assert_eq!(walk(&layout, &entries, layout.address(page)), None);
         }
     }
 
@@ -253,7 +278,7 @@ mod tests {
         ) {
             let kernel = kernel(virt_base, start..start + len, is_capsule);
             let nr_pages = Layout::least_pages(&kernel, module) + extra;
-            let layout = Layout::new(&kernel, module, nr_pages).unwrap();
+            let layout = Layout::new(&kernel, module, nr_pages, nr_pages).unwrap();
             prop_assert!(layout.stack < layout.mapped && layout.mapped <= nr_pages);
             let p2m: Vec<u64> = (0..nr_pages).collect();
             let entries = layout.tables(&p2m);

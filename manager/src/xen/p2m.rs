@@ -7,7 +7,10 @@
 
 use std::{io, sync::Arc};
 
-use xen_proto::frame::{ENTRIES, PAGE_SIZE, Pte, table_index};
+use xen_proto::{
+    balloon::NO_FRAME,
+    frame::{ENTRIES, PAGE_SIZE, Pte, table_index},
+};
 
 use super::{
     m2p::M2p,
@@ -29,7 +32,7 @@ pub struct P2m {
 
 impl P2m {
     /// No frame.
-    pub const NONE: u64 = u64::MAX;
+    pub const NONE: u64 = NO_FRAME;
 
     /// Reads the list of a domain that has at most `most` pages.
     ///

@@ -26,6 +26,8 @@ async fn capsules_that_cannot_be_are_refused() {
         (json!({ "image": image, "memory_kib": 2u64 << 20 }), ErrorCode::NoRoom, "2097152 KiB"),
         (json!({ "image": image, "memory_kib": u64::MAX }), ErrorCode::BadRequest, "at most"),
         (json!({ "image": image, "memory_kib": -1 }), ErrorCode::BadRequest, "parse"),
+        (json!({ "image": image, "max_memory_kib": 1024 }), ErrorCode::BadRequest, "16384 (its memory)"),
+        (json!({ "image": image, "max_memory_kib": u64::MAX }), ErrorCode::BadRequest, "max_memory_kib"),
         (json!({ "image": image, "vcpus": 0 }), ErrorCode::BadRequest, "vcpus"),
         (json!({ "image": image, "vcpus": 1000 }), ErrorCode::BadRequest, "vcpus"),
         (json!({ "image": image, "weight": 0 }), ErrorCode::BadRequest, "weight"),

@@ -1,7 +1,9 @@
 //! What can be done to a capsule, from its making to its removal.
 
 use fcap_api::stream::Frame;
-use fcap_api::{Action, Capsule, CreateCapsule, EndReason, ErrorCode, Event, Pruned, RestartPolicy, State};
+use fcap_api::{
+    Action, Capsule, CreateCapsule, EndReason, ErrorCode, Event, Node, Pruned, RestartPolicy, State, Stats,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -186,6 +188,79 @@ async fn settings_change_while_it_runs() {
     assert_eq!((changed.cpu_cap, changed.weight, changed.restart), (50, 512, RestartPolicy::Always));
     let error = server.refused(Method::PATCH, "/capsules/x", r#"{"weight":0}"#).await;
     assert_eq!(error.code, ErrorCode::BadRequest);
+}
+
+#[tokio::test]
+async fn memory_changes_while_it_runs_within_its_maximum() {
+    let server = Server::start().await;
+    let request = CreateCapsule {
+        memory_kib: Some(16 << 10),
+        max_memory_kib: Some(64 << 10),
+        ..server.spec("SIM:spin", "x").await
+    };
+    let made = server.create(&request).await;
+    assert_eq!((made.memory_kib, made.max_memory_kib), (16 << 10, 64 << 10));
+    let free = async || server.get::<Node>("/node").await.free_memory_kib;
+    let before = free().await;
+    let change = |mib: u64| json!({ "memory_kib": mib << 10 });
+    for mib in [48, 64, 16, 17] {
+        let changed: Capsule = server.ok(Method::PATCH, "/capsules/x", change(mib)).await;
+        assert_eq!((changed.memory_kib, changed.max_memory_kib), (mib << 10, 64 << 10));
+        assert_eq!(free().await, before + (16 << 10) - (mib << 10));
+        let stats: Vec<Stats> = server.get("/stats").await;
+        assert_eq!((stats[0].memory_kib, stats[0].max_memory_kib), (mib << 10, 64 << 10));
+    }
+    let refused = async |mib, code, words: &str| {
+        let error = server.refused(Method::PATCH, "/capsules/x", change(mib).to_string()).await;
+        assert!(error.code == code && error.message.contains(words), "{error:?}");
+    };
+    refused(65, ErrorCode::BadRequest, "at most 64 MiB").await;
+    refused(0, ErrorCode::BadRequest, "0 KiB").await;
+    server.post::<Capsule>("/capsules/x/pause").await;
+    refused(32, ErrorCode::WrongState, "unpause it").await;
+    server.post::<Capsule>("/capsules/x/unpause").await;
+    // The next start is with what it has now, and more is then possible.
+    server.post::<Capsule>("/capsules/x/kill").await;
+    let changed: Capsule = server.ok(Method::PATCH, "/capsules/x", change(80)).await;
+    assert_eq!((changed.memory_kib, changed.max_memory_kib), (80 << 10, 80 << 10));
+    let error = server.refused(Method::PATCH, "/capsules/x", r#"{"memory_kib":100}"#).await;
+    assert_eq!(error.code, ErrorCode::NotEnoughMemory, "{error:?}");
+    server.post::<Capsule>("/capsules/x/start").await;
+    assert_eq!(free().await, before + (16 << 10) - (80 << 10));
+}
+
+#[tokio::test]
+async fn memory_that_is_in_use_or_not_there_does_not_change() {
+    let mut server = Server::start().await;
+    let spec = async |program, name, max_mib: u64| CreateCapsule {
+        memory_kib: Some(48 << 10),
+        max_memory_kib: Some(max_mib << 10),
+        ..server.spec(program, name).await
+    };
+    let uses = spec("SIM:hold 36864", "uses", 2048).await;
+    let busy = spec("SIM:stubborn", "busy", 64).await;
+    server.create(&uses).await;
+    server.create(&busy).await;
+    let kernel = server.start_capsule("SIMK:spin", "kernel").await;
+    let refused = async |server: &Server, name: &str, mib: u64, code, words: &str| {
+        let body = json!({ "memory_kib": mib << 10, "weight": 300 }).to_string();
+        let error = server.refused(Method::PATCH, &format!("/capsules/{name}"), body).await;
+        assert!(error.code == code && error.message.contains(words), "{error:?}");
+        server.get::<Capsule>(&format!("/capsules/{name}")).await
+    };
+    let part = "capsule uses gave back 12 MiB of 32 MiB: the rest is in use";
+    let uses = refused(&server, "uses", 16, ErrorCode::WrongState, part).await;
+    // What has changed, has.
+    assert_eq!((uses.memory_kib, uses.weight), (36 << 10, 300));
+    refused(&server, "uses", 1500, ErrorCode::NoRoom, "KiB are free").await;
+    let busy = refused(&server, "busy", 16, ErrorCode::WrongState, "capsule busy: it does not answer").await;
+    assert_eq!((busy.memory_kib, busy.weight), (48 << 10, 256));
+    let same = refused(&server, "kernel", 32, ErrorCode::WrongState, "no balloon").await;
+    assert_eq!(same.memory_kib, kernel.memory_kib);
+    server.kill_daemon();
+    server.start_daemon().await;
+    let uses: Capsule = server.get("/capsules/uses").await;
+    assert_eq!((uses.memory_kib, uses.max_memory_kib), (36 << 10, 2048 << 10));
 }
 
 #[tokio::test]

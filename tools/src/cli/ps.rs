@@ -149,7 +149,16 @@ impl Args {
         let wide = self.output == Format::Wide;
         let mut head = vec!["CAPSULE ID", "IMAGE", "ARGS", "CREATED", "STATUS", "MEM"];
         if wide {
-            head.extend(["VCPUS", "CPU CAP", "WEIGHT", "CPU TIME", "RESTART", "LABELS", "ADDRESSES"]);
+            head.extend([
+                "MAX MEM",
+                "VCPUS",
+                "CPU CAP",
+                "WEIGHT",
+                "CPU TIME",
+                "RESTART",
+                "LABELS",
+                "ADDRESSES",
+            ]);
         }
         if wide || several {
             head.push("NODE");
@@ -173,6 +182,7 @@ impl Args {
                     .map(|(key, value)| if value.is_empty() { key.clone() } else { format!("{key}={value}") })
                     .collect();
                 row.extend([
+                    size_kib(capsule.max_memory_kib),
                     capsule.vcpus.to_string(),
                     if capsule.cpu_cap == 0 { "-".into() } else { format!("{}%", capsule.cpu_cap) },
                     capsule.weight.to_string(),

@@ -36,6 +36,9 @@ pub(super) struct SpecArgs {
     /// Memory, such as 64m or 1g [default: 16m]
     #[arg(short, long, value_name = "SIZE", value_parser = parse_memory_kib, help_heading = "Resources")]
     memory: Option<u64>,
+    /// Memory that `fcap update -m` can give it while it runs [default: its memory]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory_kib, help_heading = "Resources")]
+    memory_max: Option<u64>,
     /// Virtual processors [default: 1]
     #[arg(long, value_name = "N", help_heading = "Resources")]
     vcpus: Option<u32>,
@@ -104,6 +107,7 @@ impl SpecArgs {
             args: words.collect(),
             env: environment(&self.env_file, &self.env)?,
             memory_kib: self.memory,
+            max_memory_kib: self.memory_max,
             vcpus: self.vcpus,
             cpu_cap: self.cpu_cap,
             weight: self.weight,

@@ -116,6 +116,23 @@ fn update_and_rename_change_a_running_capsule() {
 }
 
 #[test]
+fn update_changes_the_memory_of_a_running_capsule() {
+    let server = Server::start();
+    let image = server.image("hold 20480");
+    server.ok(&["run", "-d", "--name", "c", "-m", "32m", "--memory-max", "64m", &image]);
+    assert_eq!(server.ok(&["update", "-m", "48m", "c"]), "c");
+    let it = server.inspect("c");
+    assert_eq!((&it["memory_kib"], &it["max_memory_kib"]), (&(48 << 10).into(), &(64 << 10).into()));
+    let wide = server.ok(&["ps", "-o", "wide"]);
+    assert!(wide.contains("MAX MEM") && wide.contains("48MiB") && wide.contains("64MiB"), "{wide}");
+    assert!(server.ok(&["stats", "--no-stream"]).contains("48MiB / 64MiB"));
+    server.refused(&["update", "-m", "65m", "c"], 1, &["capsule c", "at most 64 MiB", "--memory-max"]);
+    server.refused(&["update", "-m", "16m", "c"], 1, &["capsule c gave back 28 MiB of 32 MiB", "in use"]);
+    assert_eq!(server.inspect("c")["memory_kib"], 20 << 10);
+    server.refused(&["run", "-m", "32m", "--memory-max", "16m", &image], 125, &["max_memory_kib"]);
+}
+
+#[test]
 fn rm_at_the_end_and_prune_remove() {
     let server = Server::start();
     server.ok(&["run", "--rm", &server.image("hello")]);

@@ -90,8 +90,8 @@ pub(crate) fn table_of(pfn: Pfn) -> Option<Pfn> {
     Table::find(pfn, 1).map(|table| frame_at(table.address))
 }
 
-/// Maps all memory of the domain, as far as its builder has not, and returns the
-/// frames from `first_free` on that are free afterwards.
+/// Maps all memory that the domain has when it starts, as far as its builder has not mapped it,
+/// and returns the frames from `first_free` on that are free afterwards.
 ///
 /// fcapd's builder maps everything, others map little more than the image. The
 /// page tables that are missing are made of the free frames themselves.
@@ -100,7 +100,7 @@ pub(crate) fn table_of(pfn: Pfn) -> Option<Pfn> {
 /// Nothing else may use the frames from `first_free` on, of which at least one
 /// must be mapped if any memory is not.
 pub(crate) unsafe fn map_missing(first_free: Pfn) -> Range<Pfn> {
-    let end = Pfn(usable_frames());
+    let end = Pfn(start::populated().min(usable_frames()));
     let mut mapper = Mapper { end, free: first_free, updates: Updates::new() };
     for chunk in (0..end.0).step_by(ENTRIES) {
         // SAFETY: as the caller promises.
@@ -108,6 +108,32 @@ pub(crate) unsafe fn map_missing(first_free: Pfn) -> Range<Pfn> {
     }
     mapper.updates.send();
     mapper.free..end
+}
+
+/// Maps `frames`, which have got memory.
+///
+/// # Panics
+/// If there is no table for them: then their builder has not meant them to be used.
+pub(crate) fn map_frames(frames: Range<Pfn>) {
+    change_frames(frames, |frame| Pte::data(start::machine_frame(frame)));
+}
+
+/// Maps nothing at `frames` any more.
+///
+/// # Safety
+/// Nothing may use them before they are mapped again.
+pub(crate) unsafe fn unmap_frames(frames: Range<Pfn>) {
+    change_frames(frames, |_| Pte::NONE);
+    hypercall::flush_tlb();
+}
+
+fn change_frames(frames: Range<Pfn>, entry: impl Fn(Pfn) -> Pte) {
+    let mut updates = Updates::new();
+    for frame in (frames.start.0..frames.end.0).map(Pfn) {
+        let table = Table::find(frame, 1).expect("the builder made tables for all frames");
+        updates.push(table.entry_address(index(frame, 1)), entry(frame));
+    }
+    updates.send();
 }
 
 struct Mapper {
@@ -218,8 +244,8 @@ impl Table {
 
 /// Changes of page tables on their way to Xen, in order.
 ///
-/// They map frames that were not mapped, make frames read-only that became tables and that
-/// nothing else uses, or change what the processor notes in accessed and dirty bits.
+/// They map frames that were not mapped, take away the mapping of frames or make them read-only
+/// that nothing else uses, or change what the processor notes in accessed and dirty bits.
 pub(super) struct Updates {
     waiting: [MmuUpdate; 128],
     len: usize,

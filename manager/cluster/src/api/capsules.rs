@@ -8,7 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use fcap_api::cluster::{Change, MoveTo, Operation, OperationKind, Placement, Proposal};
+use fcap_api::cluster::{Change, MoveTo, Operation, OperationKind, OperationState, Placement, Proposal};
 use fcap_api::{Capsule, CreateCapsule, DEFAULT_MEMORY_KIB, End, ErrorCode, Event, Stats, UpdateCapsule};
 use fcap_client::{Client, ClientError, Reference};
 use futures_util::StreamExt;
@@ -21,7 +21,7 @@ use super::extract::{self, By, Path, Query};
 use crate::controller::Controller;
 use crate::error::{Error, Result};
 use crate::placement::{self, Aim};
-use crate::view::{Index, affinity};
+use crate::view::{Index, affinity, expected_cpu_milli};
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -171,8 +171,6 @@ macro_rules! passed {
 
 passed!(/// One capsule.
     get, get, "/v1/capsules/{id}", "", responses((status = OK, body = Capsule), Errors));
-passed!(/// Changes its name, cap, weight or restart policy.
-    update, patch, "/v1/capsules/{id}", "", request_body = UpdateCapsule, responses((status = OK, body = Capsule), Errors));
 passed!(/// Removes it with its logs; a running one only with `force`.
     remove, delete, "/v1/capsules/{id}", "", responses((status = NO_CONTENT), Errors));
 passed!(/// Starts it.
@@ -196,6 +194,87 @@ passed!(/// What it writes from now on, as frames.
 passed!(/// Feeds its standard input.
     stdin, post, "/v1/capsules/{id}/stdin", "/stdin",
     request_body(content = [u8], content_type = "application/octet-stream"), responses((status = NO_CONTENT), Errors));
+
+/// Changes its name, memory, cap, weight or restart policy. One that is to have more memory than its
+/// node has moves to one that has it; the answer comes when all is done.
+#[utoipa::path(patch, path = "/v1/capsules/{id}", tag = "capsules", params(("id" = String, Path)),
+    request_body = UpdateCapsule, responses((status = OK, body = Capsule), Errors))]
+pub(crate) async fn update(
+    State(controller): State<Arc<Controller>>,
+    By(by): By,
+    Path(id): Path,
+    extract::Json(update): extract::Json<UpdateCapsule>,
+) -> Result<Json<Capsule>> {
+    let (node, client, capsule) = find(&controller, &id).await?;
+    let answer = client.update(&capsule.id, &update).await;
+    controller.nodes.look(&node);
+    match (answer, update.memory_kib) {
+        (Ok(capsule), _) => return Ok(Json(capsule)),
+        (Err(error), Some(memory_kib))
+            if error.code() == Some(ErrorCode::NoRoom) && capsule.state == fcap_api::State::Running =>
+        {
+            move_and_grow(&controller, &by, &node, &capsule, memory_kib).await?;
+        }
+        (Err(error), _) => return Err(Error::from_node(&node)(error)),
+    }
+    // It has its memory; the rest changes where it is now.
+    let (node, client, capsule) = find(&controller, &capsule.id).await?;
+    client.update(&capsule.id, &update).await.map(Json).map_err(Error::from_node(&node))
+}
+
+/// Moves a capsule to a node that has the memory that it is to have, and gives it that there.
+async fn move_and_grow(
+    controller: &Controller,
+    by: &str,
+    from: &str,
+    capsule: &Capsule,
+    memory_kib: u64,
+) -> Result<()> {
+    let (name, mib) = (&capsule.name, memory_kib >> 10);
+    let view = controller.nodes.view();
+    let index = Index::new(&view)?;
+    let used = view.capsules.iter().find(|known| known.id == capsule.id);
+    let request = placement::Request {
+        memory_kib,
+        cpu_milli: used.map_or(0, expected_cpu_milli),
+        labels: capsule.labels.clone(),
+        affinity: affinity(&capsule.labels).map_err(|error| Error::BadRequest(error.to_string()))?,
+        except: vec![(from, "it is there now")],
+    };
+    let place = placement::place(&index, &request, Aim::Spread);
+    let Some(to) = place.node else {
+        let why: Vec<String> = place
+            .considered
+            .iter()
+            .map(|node| format!("{}: {}", node.node, node.reasons.join(", ")))
+            .collect();
+        return Err(Error::NoRoom(format!(
+            "node {from} has not so much memory, and no other can take {name} with {mib} MiB: {}; \
+             add a node, or give it less",
+            why.join("; ")
+        )));
+    };
+    let reason = format!("node {from} has not so much memory");
+    let resize = Change::Resize {
+        capsule: capsule.id.clone(),
+        memory_kib: Some(memory_kib),
+        cpu_cap: None,
+        weight: None,
+    };
+    let changes = [Change::Migrate { capsule: capsule.id.clone(), to: to.clone() }, resize];
+    let groups = changes.map(|change| vec![Proposal { change, reason: reason.clone(), line: None }]).to_vec();
+    let kind = OperationKind::Plan { groups, parallel: 1, saving_micros: 0 };
+    let what = format!("move {name} to node {to} and give it {mib} MiB of memory");
+    let (_, Json(operation)) = super::nodes::begin(controller, by, what, kind, Some(reason)).await?;
+    let mut follow = controller.executor.follow(&operation.id)?;
+    // It fails when the controller ends; then so does this.
+    let ended = follow.wait_for(|operation| operation.state.is_over()).await;
+    match ended.as_deref() {
+        Ok(ended) if ended.state == OperationState::Done => Ok(()),
+        Ok(ended) => Err(Error::WrongState(ended.message.clone().unwrap_or_default())),
+        Err(_) => Err(Error::WrongState(format!("operation {} was broken off", operation.id))),
+    }
+}
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -637,10 +637,7 @@ impl Run {
         let Some((node, found)) = self.executor.find(capsule).await? else { return Ok(()) };
         let work = Work::Resize { capsule: found.id.clone(), name: found.name, memory_kib, cpu_cap, weight };
         self.once(work, async |_| {
-            if memory_kib.is_some() {
-                return Err(Stop::Failed("the memory of a running capsule cannot be changed".into()));
-            }
-            let change = UpdateCapsule { cpu_cap, weight, ..UpdateCapsule::default() };
+            let change = UpdateCapsule { memory_kib, cpu_cap, weight, ..UpdateCapsule::default() };
             let client = self.executor.nodes.client(&node)?;
             client.update(&found.id, &change).await.map_err(Error::from_node(&node))?;
             Ok(None)

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use fcap_api::ErrorCode;
 use fcap_api::cluster::{Drain, Failure, MoveTo, NodeState, OperationState, Replace, StepState, Work};
+use fcap_api::{ErrorCode, UpdateCapsule};
 
 use crate::rig::{check_whole, cluster, reference, until};
 
@@ -178,4 +178,56 @@ async fn one_capsule_moves_and_its_placement_is_explained() {
         })
     })
     .await;
+}
+
+/// A wish for so much memory.
+fn memory(mib: u64) -> UpdateCapsule {
+    UpdateCapsule { memory_kib: Some(mib << 10), ..UpdateCapsule::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_capsule_gets_memory_where_it_is_or_moves_to_where_it_is_to_be_had() {
+    // Each node has 192 MiB for capsules.
+    let (cloud, server) = cluster(2).await;
+    cloud.grows("node1", "a", 16, 180).await;
+    cloud.run("node1", "other", 96).await;
+    until("all are seen", async || server.client.view().await.unwrap().capsules.len() == 2).await;
+    let view = server.client.view().await.unwrap();
+    let seen = view.capsules.iter().find(|capsule| capsule.name == "a").unwrap();
+    assert_eq!((seen.memory_kib, seen.max_memory_kib), (16 << 10, 180 << 10));
+
+    let here = server.client.update("a", &memory(96)).await.unwrap();
+    assert_eq!((here.memory_kib, here.node.as_str()), (96 << 10, "node1"));
+    assert!(server.client.operations().await.unwrap().is_empty(), "nothing had to move");
+
+    let change = UpdateCapsule { weight: Some(300), ..memory(150) };
+    let there = server.client.update("a", &change).await.unwrap();
+    assert_eq!((there.memory_kib, there.node.as_str(), there.weight), (150 << 10, "node2", 300));
+    check_whole(&cloud, &server, &["a", "other"]).await;
+    let audit = server.client.audit().await.unwrap();
+    assert!(
+        audit.iter().any(|entry| entry.what == "move a to node node2 and give it 150 MiB of memory"),
+        "{audit:?}"
+    );
+
+    let error = server.client.update("a", &memory(181)).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::BadRequest), "{error}");
+    assert!(error.to_string().contains("at most 180 MiB"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_capsule_for_which_no_node_has_the_memory_stays_as_it_is() {
+    let (cloud, server) = cluster(2).await;
+    cloud.grows("node1", "a", 16, 180).await;
+    cloud.run("node1", "b", 96).await;
+    cloud.run("node2", "c", 96).await;
+    until("all are seen", async || server.client.view().await.unwrap().capsules.len() == 3).await;
+    let error = server.client.update("a", &memory(150)).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::NoRoom), "{error}");
+    for part in ["node node1 has not so much memory", "node2: it has 96 MiB of memory left of the 150"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let same = server.client.capsule(&reference("a")).await.unwrap();
+    assert_eq!((same.memory_kib, same.node.as_str()), (16 << 10, "node1"));
+    assert!(server.client.operations().await.unwrap().is_empty());
 }

@@ -532,3 +532,35 @@ async fn an_unsaved_script_is_tried_on_a_view_and_settings() {
     assert_eq!(result.proposals[0].change, migrate("node2"));
     assert_eq!(client.operations().await.unwrap(), []);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_policy_gives_more_memory_than_its_node_has_moves_first() {
+    let (cloud, server) = cluster(2).await;
+    cloud.grows("node1", "a", 16, 180).await;
+    cloud.run("node1", "b", 96).await;
+    until_seen(&server, 2).await;
+    let source = r#"
+        for _, capsule in cluster.capsules do
+            if capsule.name == "a" and capsule.memory_kib < 150 * 1024 then
+                fleet.resize(capsule, { memory_kib = 150 * 1024 }, "it is about to need it")
+            end
+        end
+        return fleet.proposals()
+    "#;
+    server.client.apply_policy("give", &script(source)).await.unwrap();
+    until("it is done", async || {
+        runs(&server.client).await.iter().any(|run| run.state == Some(OperationState::Done))
+    })
+    .await;
+    let a = cloud.client("node2").capsule(&crate::rig::reference("a")).await.unwrap();
+    assert_eq!(a.memory_kib, 150 << 10);
+    check_whole(&cloud, &server, &["a", "b"]).await;
+    let run = runs(&server.client).await.into_iter().find(|run| run.operation.is_some()).unwrap();
+    let changes: Vec<_> = run.plan.steps.iter().flat_map(|step| &step.proposals).collect();
+    assert!(
+        matches!(&changes[..], [first, second] if matches!(&first.change, Change::Migrate { to, .. } if to == "node2")
+            && first.reason.ends_with("node node1: it is about to need it")
+            && matches!(second.change, Change::Resize { .. })),
+        "{changes:#?}"
+    );
+}

@@ -242,6 +242,11 @@ impl SimCloud {
         self.start(node, name, memory_mib, b"SIM:tick 50", 0).await
     }
 
+    /// Starts a capsule on a machine that can be given up to `max_mib` of memory.
+    pub(crate) async fn grows(&self, node: &str, name: &str, memory_mib: u64, max_mib: u64) -> Capsule {
+        self.start_with(node, name, [memory_mib, max_mib], b"SIM:tick 50", 0).await
+    }
+
     /// Starts a capsule that uses so much of a processor, until its cap is changed.
     pub(crate) async fn spin(&self, node: &str, name: &str, memory_mib: u64, cpu_percent: u16) -> Capsule {
         self.start(node, name, memory_mib, b"SIM:spin", cpu_percent).await
@@ -260,6 +265,17 @@ impl SimCloud {
         program: &'static [u8],
         cpu_cap: u16,
     ) -> Capsule {
+        self.start_with(node, name, [memory_mib; 2], program, cpu_cap).await
+    }
+
+    async fn start_with(
+        &self,
+        node: &str,
+        name: &str,
+        [memory_mib, max_mib]: [u64; 2],
+        program: &'static [u8],
+        cpu_cap: u16,
+    ) -> Capsule {
         let digest: String = Sha256::digest(program).iter().map(|byte| format!("{byte:02x}")).collect();
         let digest = format!("sha256:{digest}");
         let client = self.client(node);
@@ -268,6 +284,7 @@ impl SimCloud {
             name: Some(name.into()),
             image: digest,
             memory_kib: Some(memory_mib * 1024),
+            max_memory_kib: Some(max_mib * 1024),
             cpu_cap,
             ..CreateCapsule::default()
         };

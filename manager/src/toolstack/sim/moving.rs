@@ -43,6 +43,7 @@ fn save_program(program: &Program) -> Value {
         Program::Spin => json!("spin"),
         Program::Serve => json!("serve"),
         Program::Stubborn => json!("stubborn"),
+        Program::Hold(kib) => json!({ "hold": kib }),
         Program::End(..) | Program::Crash => json!({ "exit": 1 }),
     }
 }
@@ -61,6 +62,7 @@ fn load_program(value: &Value) -> Option<Program> {
         }
         None if value["exit"].is_i64() => Program::Exit(i32::try_from(value["exit"].as_i64()?).ok()?),
         None if value["count"].is_u64() => Program::Count(value["count"].as_u64()?),
+        None if value["hold"].is_u64() => Program::Hold(value["hold"].as_u64()?),
         None if value["tick"].is_u64() => Program::Tick(value["tick"].as_u64()?, nanos("every_ns")?),
         None if value["sleep_ns"].is_u64() => Program::Sleep(nanos("sleep_ns")?),
         None => Program::Flood(value.get("flood")?.as_u64()),
@@ -107,6 +109,7 @@ fn load(bytes: &[u8], arrival: &Arrival) -> Option<Guest> {
             module: None,
             command_line: String::new(),
             memory_kib: field("memory_kib")?,
+            max_memory_kib: field("memory_kib")?,
             vcpus: u32::try_from(field("vcpus")?).ok()?,
             cpu_cap: arrival.cpu_cap,
             weight: arrival.weight,

@@ -23,7 +23,9 @@ use fcap_migrate::{
     page::{Level, PageType},
 };
 use xen_proto::{
-    DomId, boot,
+    DomId,
+    balloon::NO_FRAME,
+    boot,
     console::{HOST_EOF, HOST_NO_STORE, HOST_STDIN},
     frame::{Mfn, PAGE_SIZE, Pfn},
     gnttab,
@@ -46,8 +48,6 @@ use crate::{
     },
 };
 
-/// No frame, in a list of memory.
-const NONE: u64 = u64::MAX;
 /// Entries of a list of memory in a page.
 const PER_PAGE: usize = PAGE_SIZE / 8;
 
@@ -114,16 +114,27 @@ fn refusal(error: Error) -> DomainError {
     }
 }
 
-/// Whether a hypervisor with this command line clears memory before it gives it away.
+/// Whether a hypervisor with this command line clears memory before it gives it away: what it found
+/// when it was booted, and what domains give back that run on.
 fn is_scrubbed(command_line: &str) -> bool {
+    is_on(command_line, "bootscrub", true) && is_on(command_line, "scrub-domheap", false)
+}
+
+/// Whether an option is on that is `default` where it is not given.
+fn is_on(command_line: &str, name: &str, default: bool) -> bool {
     // The last one counts.
-    let mut scrubs = command_line.split_whitespace().filter_map(|option| match option {
-        "no-bootscrub" => Some(false),
-        option => option
-            .strip_prefix("bootscrub=")
-            .map(|value| !["0", "no", "off", "false", "disable"].contains(&value)),
+    let mut words = command_line.split_whitespace().filter_map(|option| {
+        if let Some(option) = option.strip_prefix("no-") {
+            return (option == name).then_some(false);
+        }
+        match option.strip_prefix(name)? {
+            "" => Some(true),
+            value => {
+                value.strip_prefix('=').map(|value| !["0", "no", "off", "false", "disable"].contains(&value))
+            }
+        }
     });
-    scrubs.next_back().unwrap_or(true)
+    words.next_back().unwrap_or(default)
 }
 
 /// The first word with features that are wanted and are not here.
@@ -178,7 +189,7 @@ impl XenIncoming {
             shared: shared.clone(),
             arrival,
             domid,
-            p2m: vec![NONE; description.nr_pages as usize],
+            p2m: vec![NO_FRAME; description.nr_pages as usize],
             list: description.p2m.clone(),
             vcpus: description.vcpus,
             memory_kib: builder::kib(description.max_pages),
@@ -217,7 +228,7 @@ impl XenIncoming {
     }
 
     fn frame(&self, page: u64) -> Option<u64> {
-        self.p2m.get(usize::try_from(page).ok()?).copied().filter(|&frame| frame != NONE)
+        self.p2m.get(usize::try_from(page).ok()?).copied().filter(|&frame| frame != NO_FRAME)
     }
 
     fn frames(&self, pages: impl Iterator<Item = u64>) -> DomainResult<Vec<u64>> {
@@ -234,7 +245,7 @@ impl XenIncoming {
     fn is_given_zero(&self) -> DomainResult<bool> {
         let command_line = self.host().hypercalls.command_line();
         let command_line = command_line.map_err(failed("asking Xen for its command line"))?;
-        let sample = self.p2m.iter().find(|&&frame| frame != NONE);
+        let sample = self.p2m.iter().find(|&&frame| frame != NO_FRAME);
         let Some(&frame) = sample else { return Ok(false) };
         let mut page = [0; PAGE_SIZE];
         self.map(&[frame])?.read(0, &mut page);
@@ -294,7 +305,7 @@ impl XenIncoming {
         let mut frames = self.frames(pages.iter().copied())?;
         let taken = self.host().hypercalls.take_pages(self.domid, &mut frames);
         taken.map_err(failed("taking back of memory"))?;
-        pages.into_iter().for_each(|page| self.p2m[page as usize] = NONE);
+        pages.into_iter().for_each(|page| self.p2m[page as usize] = NO_FRAME);
         self.write_list()
     }
 
@@ -371,7 +382,7 @@ impl XenIncoming {
     fn registration(&self) -> Registration {
         Registration {
             name: self.arrival.name.clone(),
-            store_mfn: self.frame(self.arrival.places.store).unwrap_or(NONE),
+            store_mfn: self.frame(self.arrival.places.store).unwrap_or(NO_FRAME),
             machine: (!self.arrival.is_capsule).then_some((self.memory_kib, self.vcpus)),
             vifs: self.arrival.vifs.clone(),
         }
@@ -599,11 +610,16 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_zero_unless_xen_was_told_not_to_clear_it() {
-        for line in ["", "console=com1 noreboot", "bootscrub=idle", "bootscrub=0 bootscrub=1"] {
+    fn memory_is_zero_where_xen_was_told_to_clear_all_of_it() {
+        for line in
+            ["scrub-domheap", "scrub-domheap=1 bootscrub=idle", "bootscrub=0 scrub-domheap bootscrub=1"]
+        {
             assert!(is_scrubbed(line), "{line}");
         }
-        for line in ["bootscrub=off", "console=com1 no-bootscrub", "bootscrub=1 bootscrub=0"] {
+        let boots = ["bootscrub=off", "no-bootscrub", "bootscrub=1 bootscrub=0"];
+        let lines = boots.map(|boot| format!("scrub-domheap {boot}"));
+        let others = ["", "console=com1 noreboot", "scrub-domheap no-scrub-domheap", "scrub-domheap=off"];
+        for line in lines.iter().map(String::as_str).chain(others) {
             assert!(!is_scrubbed(line), "{line}");
         }
     }

@@ -64,20 +64,27 @@ struct State {
 #[derive(Clone)]
 struct Kind {
     image: Arc<dyn super::Image>,
-    nr_pages: u64,
+    pages: u64,
+    max_pages: u64,
     vcpus: u32,
 }
 
 impl Kind {
     fn of(spec: &DomainSpec) -> Self {
-        Self { image: spec.image.clone(), nr_pages: pages(spec.memory_kib), vcpus: spec.vcpus }
+        Self {
+            image: spec.image.clone(),
+            pages: pages(spec.memory_kib),
+            max_pages: pages(spec.max_memory_kib),
+            vcpus: spec.vcpus,
+        }
     }
 }
 
 impl PartialEq for Kind {
     fn eq(&self, other: &Self) -> bool {
         // An image is read once and then shared by all its capsules.
-        Arc::ptr_eq(&self.image, &other.image) && (self.nr_pages, self.vcpus) == (other.nr_pages, other.vcpus)
+        Arc::ptr_eq(&self.image, &other.image)
+            && (self.pages, self.max_pages, self.vcpus) == (other.pages, other.max_pages, other.vcpus)
     }
 }
 
@@ -274,7 +281,8 @@ impl Pool {
             module_pages: MODULE_PAGES,
             module: &[],
             command_line: "",
-            nr_pages: kind.nr_pages,
+            pages: kind.pages,
+            max_pages: kind.max_pages,
             vcpus: kind.vcpus,
             shell: None,
         };

@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use fcap_migrate::{
@@ -35,10 +35,11 @@ use crate::{
     },
 };
 
+/// Most frames of a capsule's list, with the hole for what its balloon may be given: what fits into
+/// its address space of 2 GiB.
+const CAPSULE_FRAMES_MAX: u64 = (2 << 30) / PAGE_SIZE as u64;
 /// How long a capsule has to suspend itself.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is looked whether a domain that says nothing is still there.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Kind of the piece of state that says when it was suspended: nanoseconds since the Unix epoch.
 pub(super) const SUSPENDED_AT: u16 = state::MANAGER;
@@ -117,18 +118,10 @@ impl View {
         mut look: impl FnMut() -> DomainResult<Option<T>>,
     ) -> DomainResult<Option<T>> {
         let bell = self.with(|held| held.port.bell())?;
-        let deadline = Instant::now() + time;
-        loop {
-            let seen = bell.count();
-            if let Some(found) = look()? {
-                return Ok(Some(found));
-            }
-            if Instant::now() >= deadline {
-                return Ok(None);
-            }
-            bell.wait(seen, deadline.min(Instant::now() + LOOK));
-            self.check_alive()?;
-        }
+        bell.wait_for(time, || match look()? {
+            None => self.check_alive().map(|_| None),
+            found => Ok(found),
+        })
     }
 
     /// Reads words of the domain's memory, one page after the other.
@@ -191,7 +184,7 @@ impl XenSource {
         let shared_info = shared_info.map_err(failed("mapping of shared info"))?;
         let arch = Arch::read(&shared_info);
         // Room to balloon is no reason to read a list without bounds.
-        let most = info.max_pages.saturating_mul(2).max(info.pages);
+        let most = info.max_pages.saturating_mul(2).max(info.pages).max(CAPSULE_FRAMES_MAX);
         let p2m = P2m::read(&view.host().foreign, view.domid(), &arch, &view.m2p, most);
         let _ = view.p2m.set(p2m.map_err(failed("reading of the domain's list of memory"))?);
         let dirty = super::track::tracker(&view, tracking)?;
