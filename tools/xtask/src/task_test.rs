@@ -19,9 +19,9 @@ tests on real Xen: one line a suite. The whole output is in target/logs.
 
 /// The end-to-end tests; they are run when they are named.
 #[rustfmt::skip]
-const E2E: [&str; 16] = [
+const E2E: [&str; 18] = [
     "--test", "cloud", "--test", "cluster", "--test", "docs", "--test", "image",
-    "--test", "migrate", "--test", "net", "--test", "suspend", "--test", "xen",
+    "--test", "migrate", "--test", "net", "--test", "resize", "--test", "suspend", "--test", "xen",
 ];
 
 /// Lines of a failed suite's output that are shown, where it does not say itself what failed.
