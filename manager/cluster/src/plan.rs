@@ -966,7 +966,7 @@ mod tests {
         view.nodes[1].free_memory_kib = 3 << 20;
         let plan = planned(&view, &[memory("a", 3072)]);
         assert_eq!((steps(&plan), why(&plan)), (vec!["a>n2".to_owned(), "=a".to_owned()], vec![]));
-        assert_eq!(plan.steps[0].proposals[0].reason, "more memory than there is on node n1: because");
+        assert_eq!(plan.steps[0].proposals[0].reason, "more memory than there is on node n1: a test");
         // Not to one that is about to go, nor twice, nor before its time.
         let full = |plan: &Plan| why(plan).iter().any(|(_, why)| why.contains("and it cannot move"));
         view.nodes.push(node("n3"));
