@@ -41,6 +41,7 @@ use crate::events::Events;
 use crate::id::CapsuleId;
 use crate::images::Images;
 use crate::log::{Cursor, Log};
+use crate::metrics::Metrics;
 use crate::migration::journal::{Attempt, Out};
 use crate::migration::leave::settle;
 use crate::migration::{Migrations, arrive};
@@ -116,6 +117,8 @@ pub struct Daemon {
     pub identity: Identity,
     /// Capsules that come and go.
     pub migrations: Arc<Migrations>,
+    /// What is counted.
+    pub metrics: Metrics,
     runtime: Handle,
     options: Options,
     table: Mutex<Table>,
@@ -166,6 +169,7 @@ impl Daemon {
         let migrations = Migrations::open(&store).context("failed to read what is known of moves")?;
         let daemon = Arc::new(Self {
             migrations: Arc::new(migrations),
+            metrics: Metrics::default(),
             runtime: Handle::current(),
             toolstack,
             networks,

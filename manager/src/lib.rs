@@ -15,6 +15,7 @@
 //! | [`events`] | what has happened lately |
 //! | [`node`] | who this node is |
 //! | [`http`] | the REST API |
+//! | [`metrics`] | numbers for Prometheus |
 //! | `xen` | the doors of dom0, and the domain builder (feature `xen`) |
 
 pub mod capsule;
@@ -28,6 +29,7 @@ pub mod image;
 pub mod images;
 pub mod log;
 pub mod mapped;
+pub mod metrics;
 pub mod migration;
 pub mod names;
 pub mod net;

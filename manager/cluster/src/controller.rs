@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use fcap_http::metrics::Requests;
 use tokio::net::TcpListener;
 
 use crate::api;
@@ -22,6 +23,7 @@ pub struct Controller {
     pub(crate) policies: Arc<Policies>,
     pub(crate) audit: Arc<Audit>,
     pub(crate) limits: Limits,
+    pub(crate) requests: Requests,
 }
 
 impl Controller {
@@ -42,7 +44,8 @@ impl Controller {
         let audit = Arc::new(Audit::new(store.clone()));
         let policies = Policies::start(store, nodes.clone(), executor.clone(), audit.clone()).await?;
         tokio::spawn(policies.clone().run());
-        Ok(Arc::new(Self { token, nodes, executor, policies, audit, limits }))
+        let requests = Requests::default();
+        Ok(Arc::new(Self { token, nodes, executor, policies, audit, limits, requests }))
     }
 
     /// Serves the API.

@@ -27,6 +27,7 @@
 //! | [`policies`] | which policies there are, when they run, and what came of it |
 //! | [`book`] | which node ran when, for the bill |
 //! | [`audit`] | who did what, and why |
+//! | `metrics` | what it tells Prometheus |
 //! | [`api`] | what it serves |
 #![forbid(unsafe_code)]
 
@@ -45,6 +46,7 @@ pub mod book;
 pub mod controller;
 pub mod error;
 pub mod execute;
+mod metrics;
 pub mod nodes;
 pub mod policies;
 pub mod provider;

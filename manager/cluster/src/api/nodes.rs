@@ -9,11 +9,11 @@ use fcap_api::Version;
 use fcap_api::cluster::{
     AddNode, ClusterNode, Drain, Operation, OperationKind, Replace, UpdateClusterNode, View,
 };
+use fcap_http::extract::{self, By, Path, Query};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Errors;
-use super::extract::{self, By, Path, Query};
 use crate::controller::Controller;
 use crate::error::{Error, Result};
 

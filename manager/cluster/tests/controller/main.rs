@@ -2,6 +2,7 @@
 
 mod api;
 mod crashes;
+mod metrics;
 mod nodes;
 mod operations;
 mod policies;

@@ -29,7 +29,7 @@ use futures_util::future::BoxFuture;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 
-const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 /// No test waits longer for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -119,7 +119,7 @@ pub(crate) struct SimCloud {
 }
 
 impl SimCloud {
-    async fn boot(&self, name: &str, flavor: &str, tag: Option<String>) -> Machine {
+    pub(crate) async fn boot(&self, name: &str, flavor: &str, tag: Option<String>) -> Machine {
         let memory_mib = self.flavors().iter().find(|it| it.name == flavor).unwrap().capacity.memory_kib;
         let node = tokio::task::spawn_blocking(move || SimNode::start(memory_mib)).await.unwrap();
         let url = format!("http://127.0.0.1:{}", node.port);
@@ -165,9 +165,12 @@ impl SimCloud {
         drop(lost);
     }
 
+    pub(crate) fn url(&self, name: &str) -> String {
+        self.machines.lock().unwrap()[name].1.url.clone()
+    }
+
     pub(crate) fn client(&self, name: &str) -> Client {
-        let machines = self.machines.lock().unwrap();
-        Client::new(machines[name].1.url.parse().unwrap(), Some(TOKEN), false).unwrap()
+        Client::new(self.url(name).parse().unwrap(), Some(TOKEN), false).unwrap()
     }
 
     /// Where each running capsule is, by name; asked of the machines themselves.
