@@ -1,6 +1,7 @@
 //! The controller with simulated nodes: real daemons, real HTTP, real moves, no Xen.
 
 mod api;
+mod conformance;
 mod crashes;
 mod metrics;
 mod nodes;
