@@ -42,6 +42,7 @@ use crate::events::Events;
 use crate::id::CapsuleId;
 use crate::images::Images;
 use crate::log::{Cursor, Log};
+use crate::metrics::Metrics;
 use crate::migration::journal::{Attempt, Out};
 use crate::migration::leave::settle;
 use crate::migration::{Migrations, arrive};
@@ -119,6 +120,8 @@ pub struct Daemon {
     pub membership: Arc<Membership>,
     /// Capsules that come and go.
     pub migrations: Arc<Migrations>,
+    /// What is counted.
+    pub metrics: Metrics,
     runtime: Handle,
     options: Options,
     table: Mutex<Table>,
@@ -171,6 +174,7 @@ impl Daemon {
             Migrations::open(&store, membership.clone()).context("failed to read what is known of moves")?;
         let daemon = Arc::new(Self {
             migrations: Arc::new(migrations),
+            metrics: Metrics::default(),
             runtime: Handle::current(),
             toolstack,
             networks,

@@ -2,10 +2,9 @@
 
 use std::io;
 
-use axum::Json;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use fcap_api::{ErrorBody, ErrorCode};
+use fcap_http::refusal::Refusal;
 
 use crate::{net, toolstack};
 
@@ -15,9 +14,6 @@ pub enum Error {
     /// The request makes no sense.
     #[error("{0}")]
     BadRequest(String),
-    /// No token, or a wrong one.
-    #[error("this needs the node's bearer token: none was given, or another one")]
-    Unauthorized,
     /// No capsule has this id, prefix or name.
     #[error("no such capsule: {0}")]
     NoSuchCapsule(String),
@@ -36,12 +32,6 @@ pub enum Error {
     /// Somebody has the node's port.
     #[error("{0}")]
     PortTaken(String),
-    /// Nothing is served at this path.
-    #[error("nothing is served at this path; see /v1/openapi.json")]
-    NoSuchPath,
-    /// The path is served, but not with this method.
-    #[error("this path has no such method; see /v1/openapi.json")]
-    NoSuchMethod,
     /// A prefix that fits several capsules.
     #[error("{prefix} is ambiguous, it fits several capsules: {}", .candidates.join(", "))]
     Ambiguous {
@@ -111,15 +101,12 @@ impl Error {
             Self::BadRequest(_) | Self::Toolstack(T::BadSetting(_) | T::TooMuchMemory { .. }) => {
                 ErrorCode::BadRequest
             }
-            Self::Unauthorized => ErrorCode::Unauthorized,
             Self::NoSuchCapsule(_) => ErrorCode::NoSuchCapsule,
             Self::NoSuchImage(_) => ErrorCode::NoSuchImage,
             Self::NoSuchNetwork(_) => ErrorCode::NoSuchNetwork,
             Self::NetworkInUse(_) => ErrorCode::NetworkInUse,
             Self::NoAddress(_) => ErrorCode::NoAddress,
             Self::PortTaken(_) | Self::Network(net::Error::PortTaken { .. }) => ErrorCode::PortTaken,
-            Self::NoSuchPath => ErrorCode::NoSuchPath,
-            Self::NoSuchMethod => ErrorCode::NoSuchMethod,
             Self::Ambiguous { .. } => ErrorCode::Ambiguous,
             Self::NameTaken { .. } => ErrorCode::NameTaken,
             Self::WrongState(_) | Self::Toolstack(T::Gone | T::NoBalloon | T::NoAnswer { .. }) => {
@@ -148,21 +135,12 @@ impl Error {
             message.push_str(&format!(": {error}"));
             cause = error.source();
         }
-        ErrorBody { code: self.code(), message: crate::names::printable(&message, 2000) }
+        ErrorBody { code: self.code(), message }
     }
-}
-
-/// The status that goes with a kind of error.
-pub fn status(code: ErrorCode) -> StatusCode {
-    StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let body = self.body();
-        if body.code == ErrorCode::Internal {
-            tracing::error!(message = ?body.message, "request failed");
-        }
-        (status(body.code), Json(body)).into_response()
+        Refusal(self.body()).into_response()
     }
 }

@@ -110,6 +110,11 @@ impl Images {
         Ok(Self { dir, max_bytes, toolstack, in_memory, turns, uploads: AtomicU64::new(0), inner })
     }
 
+    /// What all images may have together, in bytes.
+    pub fn max_bytes(&self) -> u64 {
+        self.max_bytes
+    }
+
     /// All images, by digest.
     pub fn list(&self) -> Vec<Info> {
         let inner = self.inner.lock().unwrap();

@@ -16,6 +16,7 @@
 //! | [`node`] | who this node is |
 //! | [`cluster`] | who it is to the other machines of its cluster |
 //! | [`http`] | the REST API |
+//! | [`metrics`] | numbers for Prometheus |
 //! | `xen` | the doors of dom0, and the domain builder (feature `xen`) |
 
 pub mod capsule;
@@ -30,6 +31,7 @@ pub mod image;
 pub mod images;
 pub mod log;
 pub mod mapped;
+pub mod metrics;
 pub mod migration;
 pub mod names;
 pub mod net;

@@ -1,6 +1,7 @@
-//! Names of capsules, and text that others wrote.
+//! Names of capsules.
 
 use fcap_api::MAX_NAME;
+pub use fcap_http::text::printable;
 
 /// Checks a name that somebody chose.
 ///
@@ -31,27 +32,6 @@ pub fn random() -> String {
     format!("{}-{}", pick(&QUALITIES, a, b), pick(&THINGS, c, d))
 }
 
-/// The text with everything escaped that could drive a terminal or mislead a reader, and cut
-/// to `max` bytes.
-pub fn printable(text: &str, max: usize) -> String {
-    // Marks that reorder what follows, and separators that some viewers take for line ends.
-    let misleading = |c| matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-    let mut out = String::new();
-    for c in text.trim_end().chars() {
-        let before = out.len();
-        if c.is_control() || misleading(c) {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-        if out.len() > max {
-            out.truncate(before);
-            break;
-        }
-    }
-    out
-}
-
 const QUALITIES: [&str; 64] = [
     "amber", "ample", "agile", "airy", "azure", "bold", "brave", "brief", "bright", "brisk", "calm",
     "candid", "clear", "clever", "cosy", "crisp", "deft", "eager", "early", "easy", "even", "exact", "fair",
@@ -73,7 +53,6 @@ const THINGS: [&str; 64] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
     fn names_are_checked() {
@@ -101,14 +80,5 @@ mod tests {
     #[test]
     fn made_up_names_are_good_names() {
         (0..1000).for_each(|_| assert_eq!(check(&random()), Ok(())));
-    }
-
-    proptest! {
-        #[test]
-        fn printable_text_drives_no_terminal(text: String, max in 0usize..200) {
-            let out = printable(&text, max);
-            prop_assert!(out.len() <= max);
-            prop_assert!(!out.chars().any(char::is_control));
-        }
     }
 }

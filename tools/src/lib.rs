@@ -14,6 +14,7 @@
 
 pub mod cli;
 pub mod cloud;
+pub mod filter;
 pub mod fleet;
 pub mod forwards;
 pub mod human;

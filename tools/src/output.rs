@@ -93,6 +93,24 @@ pub fn data(format: DataFormat, value: &impl Serialize) -> anyhow::Result<()> {
     }
 }
 
+/// Writes a list in any format; the table is wide or not.
+///
+/// # Errors
+/// As [`print()`].
+pub fn list<T: Serialize>(
+    format: Format,
+    items: &[T],
+    name: impl Fn(&T) -> &str,
+    table: impl FnOnce(bool) -> String,
+) -> anyhow::Result<()> {
+    match format {
+        Format::Json => json(&items),
+        Format::Yaml => yaml(&items),
+        Format::Name => print(&items.iter().map(|item| format!("{}\n", name(item))).collect::<String>()),
+        Format::Table | Format::Wide => print(&table(format == Format::Wide)),
+    }
+}
+
 /// The first twelve digits of an id or digest, or all of it.
 pub fn short_id(id: &str, whole: bool) -> String {
     let digits = id.strip_prefix("sha256:").unwrap_or(id);

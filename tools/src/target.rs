@@ -112,7 +112,7 @@ impl Globals {
             return Err(NoCloud(self.cloud.clone()).into());
         }
         let address = tokio::task::spawn_blocking(move || controller::ensure(&cloud)).await??;
-        Ok(Client::new(address.url.parse()?, Some(&address.token), self.debug)?)
+        Ok(Client::new(address.url.parse()?, Some(&address.token), self.debug)?.named(&user()))
     }
 
     /// Who says to which nodes of the local cloud nothing may come, where a local cloud is what is
@@ -163,7 +163,12 @@ impl Globals {
             None => None,
         };
         let token = from_file.as_deref().or(self.token.as_deref()).filter(|token| !token.is_empty());
-        let client = |address| Ok(Client::new(address, token, self.debug)?);
+        let client = |address| Ok(Client::new(address, token, self.debug)?.named(&user()));
         addresses.into_iter().map(client).collect()
     }
+}
+
+/// Who calls, for the record of a controller.
+fn user() -> String {
+    ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok()).unwrap_or_default()
 }

@@ -11,6 +11,7 @@ mod node;
 mod operation;
 mod plan;
 mod policy;
+mod target;
 mod view;
 
 pub use cost::{Bill, NodeCost};
@@ -20,6 +21,7 @@ pub use node::{
 pub use operation::{AuditEntry, Operation, OperationKind, OperationState, Step, StepState, Work};
 pub use plan::{Change, Considered, Placement, Plan, PlanStep, Proposal, Rejected};
 pub use policy::{Policy, PolicyResult, PolicyRun, PolicySpec, PolicyState, Rules, Setting, TestPolicy};
+pub use target::MetricsTarget;
 pub use view::{
     Affinity, Capacity, CapsuleView, Flavor, FlavorSpec, NodeState, NodeView, Selector, Use, View, Windows,
 };

@@ -39,6 +39,7 @@
 //! | `GET /v1/stats` | | `[`[`Stats`]`]` of all running capsules |
 //! | `GET /v1/events?since_ms=&follow=` | | [`Event`]s, one JSON object a line |
 //! | `POST /v1/prune` | | [`Pruned`] |
+//! | `GET /metrics` | | numbers for Prometheus, as text |
 //!
 //! `{id}` is a full id, a unique prefix of one, or a name.
 //!

@@ -1,11 +1,11 @@
 //! What a cluster's controller adds.
 
-use super::{Client, ClientError, MAX_EVENT, REQUEST, Reference, Result};
+use super::{Client, Lines, REQUEST, Reference, Result};
 use fcap_api::cluster::{
     AddNode, AuditEntry, Bill, ClusterNode, Drain, MakeToken, MoveTo, Operation, Placement, Policy,
     PolicyResult, PolicyRun, PolicySpec, Replace, TestPolicy, Token, UpdateClusterNode, View,
 };
-use reqwest::{Method, Response};
+use reqwest::Method;
 
 impl Client {
     /// The cluster's nodes.
@@ -65,9 +65,9 @@ impl Client {
     }
 
     /// One operation, now and after each of its steps, to its end.
-    pub async fn follow_operation(&self, id: &str) -> Result<Operations> {
+    pub async fn follow_operation(&self, id: &str) -> Result<Lines<Operation>> {
         let answer = self.send(self.request(Method::GET, &format!("/v1/operations/{id}/follow"))).await?;
-        Ok(Operations { answer, client: self.clone(), buffer: Vec::new() })
+        Ok(Lines::new(answer, self))
     }
 
     /// Stops an operation.
@@ -133,48 +133,15 @@ impl Client {
         self.get(&format!("/v1/cost{since}")).await
     }
 
+    /// Who did what: so many latest entries, in their order, and then those to come.
+    pub async fn follow_audit(&self, latest: usize) -> Result<Lines<AuditEntry>> {
+        let answer =
+            self.send(self.request(Method::GET, &format!("/v1/audit/follow?latest={latest}"))).await?;
+        Ok(Lines::new(answer, self))
+    }
+
     /// Who did what, the latest first.
     pub async fn audit(&self) -> Result<Vec<AuditEntry>> {
         self.json(self.request(Method::GET, "/v1/audit").timeout(REQUEST)).await
-    }
-}
-
-/// An operation as it goes on.
-#[derive(Debug)]
-pub struct Operations {
-    answer: Response,
-    client: Client,
-    buffer: Vec<u8>,
-}
-
-impl Operations {
-    /// How it is next; none once it is over.
-    ///
-    /// # Errors
-    /// When the connection breaks.
-    pub async fn next(&mut self) -> Result<Option<Operation>> {
-        next_line(&mut self.answer, &self.client, &mut self.buffer).await
-    }
-}
-
-/// The next line of an answer of JSON, one value a line.
-pub(super) async fn next_line<T: serde::de::DeserializeOwned>(
-    answer: &mut Response,
-    client: &Client,
-    buffer: &mut Vec<u8>,
-) -> std::result::Result<Option<T>, ClientError> {
-    loop {
-        if let Some(end) = buffer.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=end).collect();
-            let value = serde_json::from_slice(&line);
-            return value.map(Some).map_err(|error| client.protocol(error.to_string()));
-        }
-        if buffer.len() > MAX_EVENT {
-            return Err(client.protocol("a line of the answer has no end".into()));
-        }
-        match answer.chunk().await.map_err(|error| client.failed(&error))? {
-            Some(chunk) => buffer.extend_from_slice(&chunk),
-            None => return Ok(None),
-        }
     }
 }

@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod lines;
 mod migrate;
 
-pub use cluster::Operations;
-pub use migrate::{Moving, Saving};
+pub use lines::Lines;
+pub use migrate::Saving;
 
+use fcap_api::cluster::BY_HEADER;
 use fcap_api::stream::{Decoder, Frame, FrameError};
 use fcap_api::{
     Capsule, CreateCapsule, CreateNetwork, End, ErrorBody, ErrorCode, Event, Image, Network, Node,
@@ -16,7 +18,6 @@ use fcap_tls::rustls::ClientConfig;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -24,8 +25,6 @@ use std::time::{Duration, Instant};
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long an ordinary request may take. Emulated nodes are slow, and a full one slower.
 const REQUEST: Duration = Duration::from_secs(60);
-/// Longest line of an event stream.
-const MAX_EVENT: usize = 1 << 20;
 /// Longest text of an error that is not an [`ErrorBody`].
 const MAX_ERROR_TEXT: usize = 200;
 
@@ -163,6 +162,7 @@ pub struct Client {
     base: String,
     address: Address,
     debug: bool,
+    by: Option<HeaderValue>,
 }
 
 impl Client {
@@ -184,7 +184,7 @@ impl Client {
             Address::Http(base) => (builder, base.clone()),
         };
         let http = build(builder, &address)?;
-        Ok(Self { http, base, address, debug })
+        Ok(Self { http, base, address, debug, by: None })
     }
 
     /// A server at the URL `base`, reached by TLS alone; the configuration says who it must be, and
@@ -199,7 +199,14 @@ impl Client {
             _ => return Err(ClientError::BadAddress(base.to_owned())),
         };
         let http = build(builder(config).https_only(true), &address)?;
-        Ok(Self { http, base, address, debug: false })
+        Ok(Self { http, base, address, debug: false, by: None })
+    }
+
+    /// Says who asks, for a controller's record.
+    pub fn named(mut self, by: &str) -> Self {
+        // A name that HTTP does not carry is none.
+        self.by = HeaderValue::from_str(by).ok();
+        self
     }
 
     /// Passes a request on as it is, but for its address; the answer may be an error.
@@ -223,7 +230,11 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base))
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        match &self.by {
+            Some(by) => request.header(BY_HEADER, by),
+            None => request,
+        }
     }
 
     /// Sends, and takes an error's body apart.
@@ -427,13 +438,13 @@ impl Client {
     }
 
     /// What happened, and with `follow` what happens.
-    pub async fn events(&self, since_ms: Option<u64>, follow: bool) -> Result<Events> {
+    pub async fn events(&self, since_ms: Option<u64>, follow: bool) -> Result<Lines<Event>> {
         let mut path = format!("/v1/events?follow={follow}");
         if let Some(since) = since_ms {
             path += &format!("&since_ms={since}");
         }
         let answer = self.send(self.request(Method::GET, &path)).await?;
-        Ok(Events { answer, client: self.clone(), buffer: Vec::new(), lines: VecDeque::new() })
+        Ok(Lines::new(answer, self))
     }
 
     /// Removes ended capsules and images that no capsule uses.
@@ -506,43 +517,6 @@ impl Frames {
                 None if self.decoder.is_empty() => return Ok(None),
                 None => return Err(self.client.protocol("the output ends in the middle of a frame".into())),
             }
-        }
-    }
-}
-
-/// Events as they come.
-#[derive(Debug)]
-pub struct Events {
-    answer: Response,
-    client: Client,
-    buffer: Vec<u8>,
-    lines: VecDeque<Event>,
-}
-
-impl Events {
-    /// The next event; none at the stream's end.
-    ///
-    /// # Errors
-    /// When the connection breaks off or a line is not an event.
-    pub async fn next(&mut self) -> Result<Option<Event>> {
-        loop {
-            if let Some(event) = self.lines.pop_front() {
-                return Ok(Some(event));
-            }
-            let Some(bytes) = self.answer.chunk().await.map_err(|error| self.client.failed(&error))? else {
-                return Ok(None);
-            };
-            self.buffer.extend_from_slice(&bytes);
-            let whole = self.buffer.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-            if self.buffer.len() - whole > MAX_EVENT {
-                return Err(self.client.protocol(format!("an event is longer than {MAX_EVENT} bytes")));
-            }
-            for line in self.buffer[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-                let event = serde_json::from_slice(line)
-                    .map_err(|error| self.client.protocol(format!("an event does not parse: {error}")))?;
-                self.lines.push_back(event);
-            }
-            self.buffer.drain(..whole);
         }
     }
 }

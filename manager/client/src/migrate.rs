@@ -1,7 +1,6 @@
 //! Capsules that move, and their images.
 
-use super::cluster::next_line;
-use super::{Client, ClientError, REQUEST, Result};
+use super::{Client, ClientError, Lines, REQUEST, Result};
 use fcap_api::migrate::{
     IMAGE_MEDIA_TYPE, Invitation, Migrate, MigrationIdentity, Progress, SaveMode, Ticket,
 };
@@ -20,10 +19,10 @@ impl Client {
     }
 
     /// Has it move a capsule. Dropping what is returned ends that, as long as the capsule is there.
-    pub async fn migrate(&self, id: &str, order: &Migrate) -> Result<Moving> {
+    pub async fn migrate(&self, id: &str, order: &Migrate) -> Result<Lines<Progress>> {
         let request = self.request(Method::POST, &format!("/v1/capsules/{id}/migrate")).json(order);
         let answer = self.send(request).await?;
-        Ok(Moving { answer, client: self.clone(), buffer: Vec::new() })
+        Ok(Lines::new(answer, self))
     }
 
     /// A capsule's image, piece by piece.
@@ -59,24 +58,6 @@ impl Client {
             .body(image);
         let answer = self.send(request).await?;
         self.parse(answer).await
-    }
-}
-
-/// A capsule on its way.
-#[derive(Debug)]
-pub struct Moving {
-    answer: Response,
-    client: Client,
-    buffer: Vec<u8>,
-}
-
-impl Moving {
-    /// What happens next; none when the server has nothing more to tell.
-    ///
-    /// # Errors
-    /// When the connection breaks.
-    pub async fn next(&mut self) -> Result<Option<Progress>> {
-        next_line(&mut self.answer, &self.client, &mut self.buffer).await
     }
 }
 

@@ -7,7 +7,7 @@ use fcap_api::cluster::AuditEntry;
 
 use crate::error::{Error, Result};
 use crate::nodes::now_ms;
-use crate::store::{Store, Transaction, Write};
+use crate::store::{Entry, Snapshot, Store, Transaction, Watch, Write};
 
 /// Begins the keys of entries; the time follows, so that they are in its order.
 const PREFIX: &str = "audit/";
@@ -74,10 +74,42 @@ impl Audit {
     /// # Errors
     /// When the store fails.
     pub async fn list(&self) -> Result<Vec<AuditEntry>> {
-        let entries = self.store.range(PREFIX).await?.entries.into_iter().rev();
-        let parse = |entry: crate::store::Entry| {
-            serde_json::from_slice(&entry.value).map_err(|error| Error::Corrupt(entry.key, error.to_string()))
-        };
-        entries.map(parse).collect()
+        self.store.range(PREFIX).await?.entries.into_iter().rev().map(parse).collect()
     }
+
+    /// The latest entries, the oldest of them first, and then those to come.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn follow(&self, latest: usize) -> Result<(Vec<AuditEntry>, News)> {
+        let Snapshot { revision, mut entries } = self.store.range(PREFIX).await?;
+        let watch = self.store.watch(PREFIX, revision + 1).await?;
+        entries.drain(..entries.len().saturating_sub(latest));
+        Ok((entries.into_iter().map(parse).collect::<Result<_>>()?, News(watch)))
+    }
+}
+
+/// Entries as they are written.
+pub struct News(Watch);
+
+impl News {
+    /// Those of the next change that has any; none when the store is gone.
+    ///
+    /// # Errors
+    /// When one does not parse.
+    pub async fn next(&mut self) -> Result<Option<Vec<AuditEntry>>> {
+        while let Some(changes) = self.0.next().await {
+            // What is gone is old.
+            let new = changes.into_iter().filter_map(|change| change.entry);
+            let new = new.map(parse).collect::<Result<Vec<_>>>()?;
+            if !new.is_empty() {
+                return Ok(Some(new));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn parse(entry: Entry) -> Result<AuditEntry> {
+    serde_json::from_slice(&entry.value).map_err(|error| Error::Corrupt(entry.key, error.to_string()))
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fcap_http::metrics::Requests;
 use fcap_tls::Authority;
 use tokio::net::TcpListener;
 
@@ -41,6 +42,7 @@ pub struct Controller {
     pub(crate) limits: Limits,
     pub(crate) members: Arc<Members>,
     pub(crate) store: Arc<dyn Store>,
+    pub(crate) requests: Requests,
 }
 
 impl Controller {
@@ -63,8 +65,8 @@ impl Controller {
         let audit = Arc::new(Audit::new(store.clone()));
         let policies = Policies::start(store.clone(), nodes.clone(), executor.clone(), audit.clone()).await?;
         tokio::spawn(policies.clone().run());
-        let token = security.token;
-        Ok(Arc::new(Self { token, nodes, executor, policies, audit, limits, members, store }))
+        let (token, requests) = (security.token, Requests::default());
+        Ok(Arc::new(Self { token, nodes, executor, policies, audit, limits, members, store, requests }))
     }
 
     /// Serves the API.

@@ -1,10 +1,9 @@
 //! What can go wrong with a request to the controller, and how that is told.
 
-use axum::Json;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use fcap_api::{ErrorBody, ErrorCode};
 use fcap_client::ClientError;
+use fcap_http::refusal::Refusal;
 use fcap_tls::TlsError;
 
 use crate::policy::PolicyError;
@@ -64,15 +63,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// A node says no.
+    /// A node says no, or the request cannot be read.
     #[error("{}", .0.message)]
     Refused(ErrorBody),
-    /// Nothing is served at this path.
-    #[error("nothing is served at this path; see /v1/openapi.json")]
-    NoSuchPath,
-    /// The path is served, but not with this method.
-    #[error("this path has no such method; see /v1/openapi.json")]
-    NoSuchMethod,
     /// The store fails.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -117,8 +110,6 @@ impl Error {
             Self::NoRoom(_) => ErrorCode::NoRoom,
             Self::NodeUnreachable { .. } => ErrorCode::NodeUnreachable,
             Self::Refused(body) => body.code,
-            Self::NoSuchPath => ErrorCode::NoSuchPath,
-            Self::NoSuchMethod => ErrorCode::NoSuchMethod,
             Self::Tls(TlsError::BadName(_)) => ErrorCode::BadRequest,
             Self::Store(_)
             | Self::Tls(_)
@@ -133,13 +124,14 @@ impl Error {
     }
 }
 
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal.0)
+    }
+}
+
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let body = self.body();
-        if body.code == ErrorCode::Internal {
-            tracing::error!(message = ?body.message, "request failed");
-        }
-        let status = StatusCode::from_u16(body.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, Json(body)).into_response()
+        Refusal(self.body()).into_response()
     }
 }

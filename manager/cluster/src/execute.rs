@@ -27,10 +27,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use fcap_api::cluster::{Change, Operation, OperationKind, OperationState, StepState, Work};
+use fcap_http::metrics::Counters;
 use tokio::sync::{Semaphore, watch};
 
 use crate::error::{Error, Result};
+use crate::metrics::{self, OPERATION_KINDS};
 use crate::nodes::{Nodes, now_ms};
+use crate::policies;
 use crate::provider::{Provider, ProviderError};
 use crate::store::{Store, Transaction, Write};
 use run::Run;
@@ -92,6 +95,47 @@ pub struct Executor {
     limits: Limits,
     moves: Semaphore,
     known: Mutex<BTreeMap<u64, Entry>>,
+    counts: Counts,
+}
+
+/// What this controller has done.
+#[derive(Debug)]
+pub struct Counts {
+    /// Operations that are over, by `kind` and `outcome`.
+    pub operations: Counters,
+    /// Moves, by `policy`, which is empty where people wanted them, and `outcome`.
+    pub moves: Counters,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        let (operations, moves) = (Counters::default(), Counters::default());
+        for outcome in ["done", "failed", "cancelled"] {
+            for kind in OPERATION_KINDS {
+                operations.add(&[("kind", kind), ("outcome", outcome)], 0.0);
+            }
+        }
+        for outcome in ["done", "failed"] {
+            moves.add(&[("outcome", outcome), ("policy", "")], 0.0);
+        }
+        Self { operations, moves }
+    }
+}
+
+impl Counts {
+    fn over(&self, kind: &OperationKind, state: OperationState) {
+        let outcome = match state {
+            OperationState::Done => "done",
+            OperationState::Cancelled => "cancelled",
+            OperationState::Failed | OperationState::Running | OperationState::Undoing => "failed",
+        };
+        self.operations.add(&[("kind", metrics::kind(kind)), ("outcome", outcome)], 1.0);
+    }
+
+    fn moved(&self, by: &str, outcome: &str) {
+        let policy = policies::policy_of(by).unwrap_or_default();
+        self.moves.add(&[("outcome", outcome), ("policy", policy)], 1.0);
+    }
 }
 
 struct Entry {
@@ -119,7 +163,8 @@ impl Executor {
         limits: Limits,
     ) -> Result<Arc<Self>> {
         let moves = Semaphore::new(limits.moves);
-        let executor = Arc::new(Self { store, nodes, provider, limits, moves, known: Mutex::default() });
+        let (known, counts) = Default::default();
+        let executor = Arc::new(Self { store, nodes, provider, limits, moves, known, counts });
         let mut unfinished = Vec::new();
         for entry in executor.store.range(PREFIX).await?.entries {
             let corrupt = |error: String| Error::Corrupt(entry.key.clone(), error);
@@ -325,6 +370,19 @@ impl Executor {
             Run::new(self.clone(), entry.operation.clone(), entry.cancel.subscribe())
         };
         tokio::spawn(run.drive());
+    }
+
+    /// What this controller has done.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// What each operation that is not over is to do, in a word.
+    pub fn under_way(&self) -> Vec<&'static str> {
+        let known = self.known();
+        let operations = known.values().map(|entry| entry.operation.borrow());
+        let under_way = operations.filter(|operation| !operation.state.is_over());
+        under_way.map(|operation| metrics::kind(&operation.kind)).collect()
     }
 
     /// All operations, the latest first.

@@ -28,6 +28,7 @@
 //! | [`policies`] | which policies there are, when they run, and what came of it |
 //! | [`book`] | which node ran when, for the bill |
 //! | [`audit`] | who did what, and why |
+//! | `metrics` | what it tells Prometheus |
 //! | [`api`] | what it serves |
 #![forbid(unsafe_code)]
 
@@ -47,6 +48,7 @@ pub mod controller;
 pub mod error;
 pub mod execute;
 pub mod members;
+mod metrics;
 pub mod nodes;
 pub mod policies;
 pub mod provider;

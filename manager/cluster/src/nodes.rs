@@ -268,6 +268,30 @@ impl Nodes {
         self.book.bill(since_ms, now_ms())
     }
 
+    /// Since when it is known how the nodes are.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// For how long each node that has a machine has not answered; since this controller's start, if
+    /// it never has.
+    pub fn silent_for(&self) -> Vec<(String, Duration)> {
+        let all = lock(&self.known);
+        let with_machine = all.iter().filter(|(_, known)| known.machine.is_some());
+        with_machine
+            .map(|(name, known)| (name.clone(), known.live.answered.unwrap_or(self.started).elapsed()))
+            .collect()
+    }
+
+    /// The state of each capsule of all nodes, from what these said last.
+    pub fn capsule_states(&self) -> Vec<State> {
+        let all = lock(&self.known);
+        // While a capsule is handed over, both nodes may have listed it.
+        let capsules = all.values().flat_map(|known| &known.live.capsules);
+        let states: HashMap<&str, State> = capsules.map(|it| (it.id.as_str(), it.state)).collect();
+        states.into_values().collect()
+    }
+
     /// How often what is done.
     pub fn rhythm(&self) -> &Rhythm {
         &self.rhythm
@@ -741,11 +765,14 @@ impl Nodes {
 
     /// Listens to what happens on a node, and has it looked at.
     async fn listen(self: Arc<Self>, client: Client, look: Arc<Notify>) {
+        // Where the connection broke off: what has happened since is not lost.
+        let mut since = None;
         loop {
-            if let Ok(mut events) = client.events(None, true).await {
+            if let Ok(mut events) = client.events(since, true).await {
                 look.notify_one();
                 while let Ok(Some(event)) = events.next().await {
                     look.notify_one();
+                    since = Some(event.time_ms + 1);
                     // Perhaps nobody listens.
                     let _ = self.events.send(event);
                 }

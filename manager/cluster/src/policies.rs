@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use fcap_api::cluster::{Policy, PolicyResult, PolicyRun, PolicySpec, PolicyState, TestPolicy, View};
+use fcap_http::metrics::Counters;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
 
@@ -50,7 +51,12 @@ const BY: &str = "policy ";
 
 /// Whether a policy did it.
 pub(crate) fn is_policy(by: &str) -> bool {
-    by.starts_with(BY)
+    policy_of(by).is_some()
+}
+
+/// Which policy did it, if one did.
+pub(crate) fn policy_of(by: &str) -> Option<&str> {
+    by.strip_prefix(BY)
 }
 
 /// What is kept of a policy.
@@ -87,6 +93,8 @@ pub struct Policies {
     /// Scripts that run at the same time.
     scripts: Arc<Semaphore>,
     started: Instant,
+    /// By `policy` and `outcome`.
+    runs: Counters,
 }
 
 impl Policies {
@@ -118,6 +126,7 @@ impl Policies {
             changed: Notify::new(),
             scripts: Arc::new(Semaphore::new(1)),
             started: Instant::now(),
+            runs: Counters::default(),
         }))
     }
 
@@ -195,7 +204,13 @@ impl Policies {
         ];
         self.store.commit(Transaction::of(writes)).await?;
         self.known().remove(name);
+        turn::OUTCOMES.iter().for_each(|it| self.runs.forget(&[("outcome", it), ("policy", name)]));
         Ok(())
+    }
+
+    /// How many runs this controller has seen, by `policy` and `outcome`.
+    pub fn runs(&self) -> &Counters {
+        &self.runs
     }
 
     /// All policies, by name.

@@ -6,11 +6,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use fcap_api::{Capsule, CreateCapsule, End, UpdateCapsule};
+use fcap_http::extract::{self, Path, Query};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Errors;
-use super::extract::{self, Path, Query};
 use crate::capsule::{Command, Reply};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};

@@ -7,8 +7,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use fcap_api::Image;
+use fcap_http::extract::Path;
 
-use super::extract::Path;
 use super::{Early, Errors};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};

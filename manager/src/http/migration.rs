@@ -12,12 +12,12 @@ use fcap_api::migrate::{
     IMAGE_MEDIA_TYPE, Invitation, Member, Migrate, MigrationIdentity, PROGRESS_MEDIA_TYPE, SaveMode, Ticket,
 };
 use fcap_api::{Capsule, ErrorBody};
+use fcap_http::extract::{self, Path, Query};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use utoipa::IntoParams;
 
-use super::extract::{self, Path, Query};
 use super::{Early, Errors};
 use crate::daemon::{Daemon, blocking};
 use crate::error::{Error, Result};

@@ -6,9 +6,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use fcap_api::{CreateNetwork, Network};
+use fcap_http::extract::{self, Path};
 
 use super::Errors;
-use super::extract::{self, Path};
 use crate::daemon::{Daemon, blocking};
 use crate::error::Result;
 

@@ -11,10 +11,12 @@ use fcap_api::{
     Adopt, Event, Node, NodeCertificate, NodeUpdate, Overlay, OverlayStatus, OverlayUpdate, Pruned,
     RenewCertificate, Stats, Version,
 };
+use fcap_http::extract;
+use fcap_http::metrics::Sheet;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{Errors, extract};
+use super::Errors;
 use crate::cluster;
 use crate::daemon::{Daemon, blocking};
 use crate::error::{Error, Result};
@@ -164,4 +166,12 @@ pub(crate) async fn events(
 #[utoipa::path(post, path = "/v1/prune", tag = "node", responses((status = OK, body = Pruned), Errors))]
 pub(crate) async fn prune(State(daemon): State<Arc<Daemon>>) -> Result<Json<Pruned>> {
     daemon.prune().await.map(Json)
+}
+
+/// Numbers for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "node",
+    responses((status = OK, body = String, content_type = "text/plain"), Errors))]
+pub(crate) async fn metrics(State(daemon): State<Arc<Daemon>>) -> Result<Sheet> {
+    // It asks dom0 about each interface.
+    blocking(move || crate::metrics::sheet(&daemon)).await?
 }

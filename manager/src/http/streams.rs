@@ -8,12 +8,12 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use fcap_api::stream::{Frame, MEDIA_TYPE};
 use fcap_api::{CreateCapsule, State as CapsuleState};
+use fcap_http::extract::{self, Path, Query};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use tokio::sync::watch;
 use utoipa::IntoParams;
 
-use super::extract::{self, Path, Query};
 use super::{Early, Errors};
 use crate::capsule::console::Refused;
 use crate::capsule::{Capsule, Phase};

@@ -27,6 +27,7 @@ use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::id::CapsuleId;
 use crate::log::Log;
+use crate::metrics::Move;
 use crate::store::Saved;
 use crate::toolstack::{Arrival, Incoming, Shutdown, Vif};
 
@@ -55,6 +56,7 @@ pub(super) fn receive(
                 false => Err("it is not the attempt that the ticket is for".into()),
             }
         });
+    daemon.metrics.moved(if received.is_ok() { Move::Arrived } else { Move::NotArrived });
     match received {
         Ok(mut arrival) if arrival.state == DestinationState::Done => {
             // Who could not be taken up has said so.

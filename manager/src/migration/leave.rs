@@ -31,6 +31,7 @@ use crate::capsule::{Capsule, Command, Phase};
 use crate::daemon::{Daemon, blocking};
 use crate::error::{Error, Result};
 use crate::log::Log;
+use crate::metrics::Move;
 use crate::store::Saved;
 use crate::toolstack::{Domain, Outgoing, Tracking};
 
@@ -188,6 +189,7 @@ pub async fn migrate(
         let (outcome, last) = match result {
             Ok(Travelled::Refrained) => (Some(Outcome::Kept), Progress::Possible),
             Ok(Travelled::Arrived(stats, (mut reader, mut writer))) => {
+                daemon.metrics.left(&stats);
                 // Its log is removed with it, so it is read first.
                 let log = capsule.log.segments();
                 let mut phase = capsule.phase();
@@ -203,10 +205,14 @@ pub async fn migrate(
                 return tell(Progress::Done(moved(peer.node.clone(), &stats)));
             }
             Err((error, SourceState::HandedOver)) => {
+                daemon.metrics.moved(Move::Unsettled);
                 tracing::warn!(capsule = %capsule.id, error = ?error.body().message, "the destination must be asked");
                 (None, Progress::Done(Moved { node: peer.node.clone(), unsettled: true, ..Moved::default() }))
             }
-            Err((error, _)) => (Some(Outcome::Kept), Progress::Failed { error: error.body() }),
+            Err((error, _)) => {
+                daemon.metrics.moved(Move::Kept);
+                (Some(Outcome::Kept), Progress::Failed { error: error.body() })
+            }
         };
         match outcome {
             Some(outcome) => capsule.tell(Command::Left(outcome)),
@@ -417,6 +423,7 @@ pub async fn settle(daemon: Arc<Daemon>, attempt: Attempt, out: Out, leaving: Op
         match settled {
             Ok(Ok(Some(outcome))) => {
                 tracing::info!(capsule = %out.capsule, ?outcome, "the move is settled");
+                daemon.metrics.moved(if outcome == Outcome::Kept { Move::Kept } else { Move::Left });
                 if let Ok(capsule) = daemon.find(&out.capsule.to_string()) {
                     capsule.tell(Command::Left(outcome));
                 }

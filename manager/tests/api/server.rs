@@ -226,7 +226,7 @@ pub(crate) async fn error(response: Response) -> ErrorBody {
     let text = response.text().await.unwrap();
     let body: ErrorBody =
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{status} {text:?}: {error}"));
-    assert_eq!(status, fcap_manager::error::status(body.code), "{body:?}");
+    assert_eq!(status, body.code.status(), "{body:?}");
     assert!(!body.message.is_empty() && !body.message.contains(char::is_control), "{body:?}");
     assert_ne!(body.code, ErrorCode::Internal, "{body:?}");
     body

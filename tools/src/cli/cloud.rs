@@ -118,22 +118,10 @@ impl ListArgs {
             let nodes = cloud.nodes()?.iter().map(listed).collect();
             clouds.push(Listed { name: cloud.name().to_owned(), nodes });
         }
-        match self.output {
-            Format::Json => output::json(&clouds)?,
-            Format::Yaml => output::yaml(&clouds)?,
-            Format::Name => {
-                output::print(&clouds.iter().map(|cloud| format!("{}\n", cloud.name)).collect::<String>())?
-            }
-            Format::Table | Format::Wide => {
-                let now = now_ms();
-                let rows =
-                    clouds.iter().flat_map(|cloud| cloud.nodes.iter().map(|node| row(cloud, node, now)));
-                output::print(&table(
-                    &["CLOUD", "NODE", "FLAVOR", "CPUS", "MEM", "PRICE/H", "STARTED", "ADDRESS", "PID"],
-                    rows,
-                ))?;
-            }
-        }
+        let now = now_ms();
+        let rows = clouds.iter().flat_map(|cloud| cloud.nodes.iter().map(|node| row(cloud, node, now)));
+        let head = ["CLOUD", "NODE", "FLAVOR", "CPUS", "MEM", "PRICE/H", "STARTED", "ADDRESS", "PID"];
+        output::list(self.output, &clouds, |cloud| &cloud.name, |_| table(&head, rows))?;
         Ok(0)
     }
 }

@@ -1,6 +1,8 @@
 //! `fcap events`.
 
-use crate::client::{ClientError, Events};
+use crate::client::{ClientError, Lines};
+use crate::filter::{self, Filter};
+use crate::fleet::Fleet;
 use crate::human::{now_ms, parse_since_ms, rfc3339_ns};
 use crate::output::{self, short_id};
 use crate::target::Globals;
@@ -8,6 +10,9 @@ use crate::terminal::one_line;
 use fcap_api::Event;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use std::time::Duration;
+
+/// What events can be chosen by.
+const KEYS: [&str; 3] = ["capsule", "event", "node"];
 
 /// How events are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -34,6 +39,9 @@ pub(super) struct Args {
     /// Go on with what happens; so it does anyway
     #[arg(short, long)]
     follow: bool,
+    /// Only those that fit: capsule=, event=, node=
+    #[arg(short = 'F', long, value_name = "KEY=VALUE", value_parser = filter::parser(&KEYS))]
+    filter: Vec<Filter>,
     /// Format of each event
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: EventFormat,
@@ -45,6 +53,11 @@ pub(super) struct Args {
 impl Args {
     pub(super) async fn call(self, globals: &Globals) -> anyhow::Result<u8> {
         let fleet = globals.fleet().await?;
+        // It hears of nodes that are still to come, too.
+        let fleet = match globals.local_controller(&fleet).await? {
+            Some(controller) => Fleet::new(vec![controller]),
+            None => fleet,
+        };
         let rest = self.until.map(|until| Duration::from_millis(until.saturating_sub(now_ms())));
         let follow = !self.no_follow && rest.is_none_or(|rest| !rest.is_zero());
         let (streams, complete) = fleet.ask(|node| node.events(self.since, follow)).await.noted()?;
@@ -57,7 +70,7 @@ impl Args {
     }
 
     /// Those that there are, in order.
-    async fn print_kept(&self, streams: Vec<Events>) -> anyhow::Result<()> {
+    async fn print_kept(&self, streams: Vec<Lines<Event>>) -> anyhow::Result<()> {
         let mut all = Vec::new();
         for mut stream in streams {
             while let Some(event) = stream.next().await? {
@@ -70,7 +83,7 @@ impl Args {
     }
 
     /// Each as it comes, until no node has more. Whether all nodes went on to their end.
-    async fn print_all(&self, streams: Vec<Events>) -> anyhow::Result<bool> {
+    async fn print_all(&self, streams: Vec<Lines<Event>>) -> anyhow::Result<bool> {
         let mut complete = true;
         let mut next: FuturesUnordered<_> = streams.into_iter().map(advance).collect();
         while let Some((event, stream)) = next.next().await {
@@ -91,7 +104,8 @@ impl Args {
     }
 
     fn print(&self, event: &Event) -> anyhow::Result<()> {
-        if self.until.is_some_and(|until| event.time_ms > until) {
+        let fits = filter::all_hold(&self.filter, |key, value| holds(event, key, value));
+        if !fits || self.until.is_some_and(|until| event.time_ms > until) {
             return Ok(());
         }
         match self.output {
@@ -101,20 +115,33 @@ impl Args {
     }
 }
 
-async fn advance(mut stream: Events) -> (Result<Option<Event>, ClientError>, Events) {
+async fn advance(mut stream: Lines<Event>) -> (Result<Option<Event>, ClientError>, Lines<Event>) {
     let event = stream.next().await;
     (event, stream)
 }
 
+fn action(event: &Event) -> String {
+    let word = serde_json::to_value(event.action).ok();
+    word.and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn holds(event: &Event, key: &str, value: &str) -> bool {
+    match key {
+        "capsule" => event.name == value || !value.is_empty() && event.id.starts_with(value),
+        "event" => action(event) == value,
+        _ => event.node == value,
+    }
+}
+
+/// Time, node, what, capsule, and what more there is to say.
 fn line(event: &Event, whole: bool) -> String {
-    let word = |value| serde_json::to_value(value).ok().and_then(|word| word.as_str().map(str::to_owned));
-    let action = word(event.action).unwrap_or_default();
     let mut line = format!(
-        "{} {action} {} (name={}, node={}",
+        "{} {} {} {} (name={}",
         rfc3339_ns(event.time_ms.saturating_mul(1_000_000)),
+        one_line(&event.node),
+        action(event),
         short_id(&event.id, whole),
-        one_line(&event.name),
-        one_line(&event.node)
+        one_line(&event.name)
     );
     if let Some(end) = &event.end {
         line += &format!(", exitCode={}", end.exit_code);
@@ -129,6 +156,31 @@ fn line(event: &Event, whole: bool) -> String {
 mod tests {
     use super::*;
     use fcap_api::{Action, End, EndReason};
+
+    #[test]
+    fn events_are_chosen_by_capsule_kind_and_node() {
+        let event = Event {
+            time_ms: 0,
+            action: Action::Die,
+            id: "0123456789abcdef".into(),
+            name: "web".into(),
+            node: "node1".into(),
+            end: None,
+        };
+        let parse = filter::parser(&KEYS);
+        for (filters, fits) in [
+            (&[][..], true),
+            (&["capsule=web"], true),
+            (&["capsule=0123"], true),
+            (&["capsule=we"], false),
+            (&["capsule="], false),
+            (&["event=die", "event=start", "node=node1"], true),
+            (&["event=die", "node=node2"], false),
+        ] {
+            let all: Vec<Filter> = filters.iter().map(|text| parse(text).unwrap()).collect();
+            assert_eq!(filter::all_hold(&all, |key, value| holds(&event, key, value)), fits, "{filters:?}");
+        }
+    }
 
     #[test]
     fn an_event_is_one_safe_line() {
@@ -149,8 +201,8 @@ mod tests {
         };
         assert_eq!(
             line(&event, false),
-            "1970-01-01T00:00:01.500000000Z die 0123456789ab \
-             (name=web, node=node1, exitCode=101, message=at\u{fffd}[2J\u{fffd}night)"
+            "1970-01-01T00:00:01.500000000Z node1 die 0123456789ab \
+             (name=web, exitCode=101, message=at\u{fffd}[2J\u{fffd}night)"
         );
     }
 }

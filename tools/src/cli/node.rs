@@ -1,6 +1,6 @@
 //! `fcap node`: the nodes of a cluster.
 
-use super::operation::follow;
+use super::operation::Waiting;
 use crate::client::{Client, Reference};
 use crate::human::{ago, now_ms, parse_span, size_kib};
 use crate::output::{self, DataFormat, Format, table};
@@ -8,7 +8,7 @@ use crate::target::Globals;
 use crate::terminal::one_line;
 use anyhow::bail;
 use fcap_api::cluster::{
-    AddNode, ClusterNode, Drain, Failure, MakeToken, NodeState, Operation, Replace, UpdateClusterNode,
+    AddNode, ClusterNode, Drain, Failure, MakeToken, NodeState, Replace, UpdateClusterNode,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -87,9 +87,8 @@ struct AddArgs {
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// Do not wait for it
-    #[arg(short, long)]
-    detach: bool,
+    #[command(flatten)]
+    waiting: Waiting,
 }
 
 /// Moves all running capsules of a node away, several at a time, and lets nothing new come to it
@@ -110,12 +109,8 @@ struct DrainArgs {
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// Do not wait for it, and print its number
-    #[arg(short, long)]
-    detach: bool,
-    /// Say nothing but the result
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    waiting: Waiting,
 }
 
 /// Starts a node, moves everything to it, and destroys the old one
@@ -136,12 +131,8 @@ struct ReplaceArgs {
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// Do not wait for it, and print its number
-    #[arg(short, long)]
-    detach: bool,
-    /// Say nothing but the result
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    waiting: Waiting,
 }
 
 /// Prints a token with which one machine joins the cluster: `fcapd --join TOKEN` there
@@ -161,7 +152,11 @@ impl Args {
     pub(super) async fn call(self, globals: &Globals) -> anyhow::Result<u8> {
         let controller = globals.controller().await?;
         match self.verb {
-            Verb::Ls { output } => list(output, &controller.cluster_nodes().await?),
+            Verb::Ls { output } => {
+                let nodes = controller.cluster_nodes().await?;
+                output::list(output, &nodes, |node| &node.name, |wide| listed(&nodes, wide))?;
+                Ok(0)
+            }
             Verb::Inspect { nodes, output } => {
                 let mut found = Vec::new();
                 for node in &nodes {
@@ -175,7 +170,7 @@ impl Args {
                 let mut code = 0;
                 for node in &nodes {
                     let operation = controller.remove_node(node.as_str(), force).await?;
-                    code = code.max(wait(&controller, &operation, false, true).await?);
+                    code = code.max(Waiting::SILENTLY.wait(&controller, &operation).await?);
                 }
                 Ok(code)
             }
@@ -191,7 +186,7 @@ impl Args {
                 let on_failure = if args.back { Failure::Back } else { Failure::Leave };
                 let drain = Drain { parallel: args.parallel, on_failure, reason: args.reason };
                 let operation = controller.drain(args.node.as_str(), &drain).await?;
-                wait(&controller, &operation, args.detach, args.quiet).await
+                args.waiting.wait(&controller, &operation).await
             }
             Verb::Token(args) => {
                 let make = MakeToken { ttl_s: Some(args.ttl.as_secs()), address: args.address };
@@ -201,18 +196,10 @@ impl Args {
             Verb::Replace(args) => {
                 let replace = Replace { flavor: args.flavor, parallel: args.parallel, reason: args.reason };
                 let operation = controller.replace(args.node.as_str(), &replace).await?;
-                wait(&controller, &operation, args.detach, args.quiet).await
+                args.waiting.wait(&controller, &operation).await
             }
         }
     }
-}
-
-async fn wait(controller: &Client, operation: &Operation, detach: bool, quiet: bool) -> anyhow::Result<u8> {
-    if detach {
-        output::print(&format!("{}\n", operation.id))?;
-        return Ok(0);
-    }
-    follow(controller, &operation.id, quiet).await
 }
 
 impl AddArgs {
@@ -226,7 +213,7 @@ impl AddArgs {
         }
         let add = AddNode { flavor: self.flavor, labels, reason: self.reason };
         let operation = controller.add_node(&add).await?;
-        wait(controller, &operation, self.detach, true).await
+        self.waiting.wait(controller, &operation).await
     }
 }
 
@@ -256,25 +243,14 @@ fn state(node: &ClusterNode) -> String {
     if node.cordoned { format!("{state},cordoned") } else { state.to_owned() }
 }
 
-fn list(format: Format, nodes: &[ClusterNode]) -> anyhow::Result<u8> {
-    match format {
-        Format::Json => output::json(&nodes)?,
-        Format::Yaml => output::yaml(&nodes)?,
-        Format::Name => output::print(&nodes.iter().map(|it| format!("{}\n", it.name)).collect::<String>())?,
-        Format::Table | Format::Wide => {
-            let wide = format == Format::Wide;
-            let now = now_ms();
-            let mut head = vec![
-                "NODE", "STATE", "FLAVOR", "CPUS", "CPU", "MEM", "FREE", "CAPSULES", "PRICE/H", "STARTED",
-            ];
-            if wide {
-                head.extend(["LABELS", "OPERATION", "ADDRESS", "MESSAGE"]);
-            }
-            let rows = nodes.iter().map(|node| row(node, now, wide));
-            output::print(&table(&head, rows))?;
-        }
+fn listed(nodes: &[ClusterNode], wide: bool) -> String {
+    let now = now_ms();
+    let mut head =
+        vec!["NODE", "STATE", "FLAVOR", "CPUS", "CPU", "MEM", "FREE", "CAPSULES", "PRICE/H", "STARTED"];
+    if wide {
+        head.extend(["LABELS", "OPERATION", "ADDRESS", "MESSAGE"]);
     }
-    Ok(0)
+    table(&head, nodes.iter().map(|node| row(node, now, wide)))
 }
 
 fn row(node: &ClusterNode, now_ms: u64, wide: bool) -> Vec<String> {

@@ -27,31 +27,50 @@ enum Verb {
     /// Shows all steps
     #[command(alias = "show")]
     Inspect {
-        /// Number of the operation
-        #[arg(value_name = "OPERATION", value_parser = number)]
-        operation: String,
+        #[command(flatten)]
+        which: Which,
         /// Format of the answer
         #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
         output: DataFormat,
     },
     /// Waits for the end, and says how it goes
-    Follow {
-        /// Number of the operation
-        #[arg(value_name = "OPERATION", value_parser = number)]
-        operation: String,
-    },
+    Follow(Which),
     /// Stops it; what it has done is undone where that is its way
-    Cancel {
-        /// Number of the operation
-        #[arg(value_name = "OPERATION", value_parser = number)]
-        operation: String,
-    },
+    Cancel(Which),
     /// Goes on with one that has failed or was cancelled
-    Resume {
-        /// Number of the operation
-        #[arg(value_name = "OPERATION", value_parser = number)]
-        operation: String,
-    },
+    Resume(Which),
+}
+
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// Number of the operation
+    #[arg(value_name = "OPERATION", value_parser = number)]
+    operation: String,
+}
+
+/// How a command that begins an operation waits for its end.
+#[derive(Debug, clap::Args)]
+pub(super) struct Waiting {
+    /// Do not wait for it, and print its number
+    #[arg(short, long)]
+    detach: bool,
+    /// Say nothing but the result
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl Waiting {
+    /// To the end, with nothing said but the result.
+    pub(super) const SILENTLY: Self = Self { detach: false, quiet: true };
+
+    /// Waits, or not, and gives an exit code.
+    pub(super) async fn wait(&self, controller: &Client, operation: &Operation) -> anyhow::Result<u8> {
+        if self.detach {
+            output::print(&format!("{}\n", operation.id))?;
+            return Ok(0);
+        }
+        follow(controller, &operation.id, self.quiet).await
+    }
 }
 
 fn number(text: &str) -> Result<String, String> {
@@ -62,18 +81,22 @@ impl Args {
     pub(super) async fn call(self, globals: &Globals) -> anyhow::Result<u8> {
         let controller = globals.controller().await?;
         match self.verb {
-            Verb::Ls { output } => list(output, &controller.operations().await?),
-            Verb::Inspect { operation, output } => {
+            Verb::Ls { output } => {
+                let operations = controller.operations().await?;
+                output::list(output, &operations, |operation| &operation.id, |_| listed(&operations))?;
+                Ok(0)
+            }
+            Verb::Inspect { which: Which { operation }, output } => {
                 output::data(output, &controller.operation(&operation).await?)?;
                 Ok(0)
             }
-            Verb::Follow { operation } => follow(&controller, &operation, false).await,
-            Verb::Cancel { operation } => {
+            Verb::Follow(Which { operation }) => follow(&controller, &operation, false).await,
+            Verb::Cancel(Which { operation }) => {
                 controller.cancel_operation(&operation).await?;
                 // That it was cancelled is what was wanted.
                 follow(&controller, &operation, false).await.map(|_| 0)
             }
-            Verb::Resume { operation } => {
+            Verb::Resume(Which { operation }) => {
                 controller.resume_operation(&operation).await?;
                 follow(&controller, &operation, false).await
             }
@@ -81,31 +104,21 @@ impl Args {
     }
 }
 
-fn list(format: Format, operations: &[Operation]) -> anyhow::Result<u8> {
-    match format {
-        Format::Json => output::json(&operations)?,
-        Format::Yaml => output::yaml(&operations)?,
-        Format::Name => {
-            output::print(&operations.iter().map(|it| format!("{}\n", it.id)).collect::<String>())?
-        }
-        Format::Table | Format::Wide => {
-            let now = now_ms();
-            let rows = operations.iter().map(|it| {
-                let done = it.steps.iter().filter(|step| step.state == StepState::Done).count();
-                vec![
-                    it.id.clone(),
-                    what(&it.kind),
-                    state(it.state).into(),
-                    format!("{done}/{}", it.steps.len()),
-                    one_line(&it.by),
-                    ago(it.started_ms, now),
-                    one_line(it.message.as_deref().unwrap_or("")),
-                ]
-            });
-            output::print(&table(&["OPERATION", "WHAT", "STATE", "STEPS", "BY", "BEGUN", "MESSAGE"], rows))?;
-        }
-    }
-    Ok(0)
+fn listed(operations: &[Operation]) -> String {
+    let now = now_ms();
+    let rows = operations.iter().map(|it| {
+        let done = it.steps.iter().filter(|step| step.state == StepState::Done).count();
+        vec![
+            it.id.clone(),
+            what(&it.kind),
+            state(it.state).into(),
+            format!("{done}/{}", it.steps.len()),
+            one_line(&it.by),
+            ago(it.started_ms, now),
+            one_line(it.message.as_deref().unwrap_or("")),
+        ]
+    });
+    table(&["OPERATION", "WHAT", "STATE", "STEPS", "BY", "BEGUN", "MESSAGE"], rows)
 }
 
 fn state(state: OperationState) -> &'static str {
@@ -142,7 +155,7 @@ fn work(work: &Work) -> String {
 }
 
 /// Says how an operation goes until its end, and gives an exit code: 0 only if all was done.
-pub(super) async fn follow(controller: &Client, id: &str, quiet: bool) -> anyhow::Result<u8> {
+async fn follow(controller: &Client, id: &str, quiet: bool) -> anyhow::Result<u8> {
     let mut operations = controller.follow_operation(id).await?;
     let mut told: HashMap<usize, (StepState, Option<u64>)> = HashMap::new();
     let mut last = None;

@@ -2,6 +2,7 @@
 
 mod attached;
 mod bad_input;
+mod cluster;
 mod fleet;
 mod lifecycle;
 mod looking;

@@ -11,7 +11,7 @@ Installs the Debian packages that are missing, saying which and why. Uses sudo u
 root already. Does nothing when nothing is missing.";
 
 /// Package, and what it is for.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 14] = [
     ("gcc", "linker, and C parts of crates"),
     ("libc6-dev", "linking"),
     ("libxen-dev", "fcapd: headers and libraries of Xen"),
@@ -24,7 +24,11 @@ const PACKAGES: [(&str, &str); 12] = [
     ("curl", "tests: a client of published ports"),
     ("wrk", "tests: many clients of published ports"),
     ("redis-tools", "tests: redis-benchmark against kv"),
+    ("prometheus", "tests: scrapes and checks metrics"),
+    ("python3-venv", "tests: schemathesis, which tries the APIs"),
 ];
+/// Packages with a service that is not wanted: tests start what they need by themselves.
+const SERVICES: [&str; 1] = ["prometheus"];
 
 pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
     if let Some(arg) = args.next()? {
@@ -44,6 +48,9 @@ pub(crate) fn ensure_installed() -> Result<()> {
     }
     if missing.is_empty() {
         return Ok(());
+    }
+    for service in SERVICES.iter().filter(|service| missing.contains(service)) {
+        mask(service)?;
     }
     let args = ["install", "--yes", "--no-install-recommends"];
     if !apt_get(&args, &missing)? {
@@ -69,16 +76,35 @@ fn installed(package: &str) -> Result<bool> {
     Ok(output.stdout == b"installed")
 }
 
+/// Has a service that is about to be installed not start, now or ever, until somebody unmasks it.
+fn mask(service: &str) -> Result<()> {
+    let unit = format!("/etc/systemd/system/{service}.service");
+    let mut command = as_root("install")?;
+    command.args(["-d", "/etc/systemd/system"]);
+    let mut link = as_root("ln")?;
+    link.args(["-sfn", "/dev/null", &unit]);
+    ensure!(done(&mut command)? && done(&mut link)?, "cannot mask {unit}");
+    Ok(())
+}
+
 fn apt_get(args: &[&str], packages: &[&str]) -> Result<bool> {
+    let mut command = as_root("apt-get")?;
+    done(command.args(args).args(packages).env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+/// A program, with sudo unless that is not needed.
+fn as_root(program: &str) -> Result<Command> {
     let id = Command::new("id").arg("-u").output().context("cannot run id")?;
-    let mut command = if id.stdout.trim_ascii() == b"0" {
-        Command::new("apt-get")
-    } else {
-        let mut sudo = Command::new("sudo");
-        sudo.arg("apt-get");
-        sudo
-    };
-    command.args(args).args(packages).env("DEBIAN_FRONTEND", "noninteractive");
+    if id.stdout.trim_ascii() == b"0" {
+        return Ok(Command::new(program));
+    }
+    let mut sudo = Command::new("sudo");
+    sudo.arg(program);
+    Ok(sudo)
+}
+
+/// Runs a command in sight; whether it succeeds.
+fn done(command: &mut Command) -> Result<bool> {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
     eprintln!("running: {line}");

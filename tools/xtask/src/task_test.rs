@@ -1,5 +1,7 @@
 //! All tests, one line a suite; what CI runs.
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
@@ -7,14 +9,14 @@ use anyhow::Result;
 use lexopt::Arg::Long;
 
 use crate::image::list::Variant;
-use crate::run::{cargo, logged, program};
+use crate::run::{cargo, logged, program, visibly};
 use crate::{task_build, task_setup, tree};
 
 pub(crate) const HELP: &str = "\
 cargo xtask test [--quick]
 
-Formatting, clippy with warnings denied, documentation, unit and property tests, end-to-end
-tests on real Xen: one line a suite. The whole output is in target/logs.
+Formatting, clippy with warnings denied, documentation, unit and property tests, the APIs
+against their documents, end-to-end tests on real Xen: one line a suite. The whole output is in target/logs.
   --quick  without real Xen";
 
 /// The end-to-end tests; they are run when they are named.
@@ -28,6 +30,8 @@ const E2E: [&str; 18] = [
 const TAIL: usize = 60;
 /// Most lines of output of failed tests that are shown.
 const MOST: usize = 400;
+/// What tries the APIs.
+const REQUIREMENTS: &str = "tests/conformance/requirements.txt";
 
 #[derive(Default)]
 struct Tally {
@@ -90,6 +94,8 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
     let mut examples = vec!["test", "--locked", "--manifest-path", "libos/examples/Cargo.toml"];
     examples.extend(["--package", "http-core", "--package", "kv-core"]);
     t.suite("examples without libos", &mut cargo(&examples))?;
+    let mut api = cargo(&["test", "--locked", "--package", "fcap-cluster", "--test", "controller"]);
+    t.suite("api", api.args(["conformance", "--", "--ignored"]).env("FCAP_SCHEMATHESIS", schemathesis()?))?;
     if !quick {
         end_to_end(t)?;
     }
@@ -98,6 +104,22 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
         std::process::exit(1);
     }
     Ok(())
+}
+
+/// Where schemathesis is, which tries the APIs; installed if it is not there, or another one.
+fn schemathesis() -> Result<PathBuf> {
+    let (venv, wanted) = (tree().join("target/conformance"), tree().join(REQUIREMENTS));
+    // Written last, so that half an installation counts as none.
+    let installed = venv.join("requirements.txt");
+    if fs::read(&installed).ok() != Some(fs::read(&wanted)?) {
+        let folder = venv.display().to_string();
+        visibly(&mut program(&["python3", "-m", "venv", "--clear", &folder]))?;
+        let python = format!("{folder}/bin/python3");
+        let pip = [&python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", REQUIREMENTS];
+        visibly(&mut program(&pip))?;
+        fs::copy(&wanted, &installed)?;
+    }
+    Ok(venv.join("bin/schemathesis"))
 }
 
 fn end_to_end(t: &mut Tally) -> Result<()> {

@@ -105,7 +105,8 @@ impl OperationState {
 
 /// A step of an operation; written down before it is taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+// A step of a capsule's start has the name already.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = OperationStep))]
 pub struct Step {
     /// What it does.
     pub work: Work,

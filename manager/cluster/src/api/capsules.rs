@@ -11,13 +11,13 @@ use axum::response::{IntoResponse, Response};
 use fcap_api::cluster::{Change, MoveTo, Operation, OperationKind, OperationState, Placement, Proposal};
 use fcap_api::{Capsule, CreateCapsule, DEFAULT_MEMORY_KIB, End, ErrorCode, Event, Stats, UpdateCapsule};
 use fcap_client::{Client, ClientError, Reference};
+use fcap_http::extract::{self, By, Path, Query};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Errors;
-use super::extract::{self, By, Path, Query};
 use crate::controller::Controller;
 use crate::error::{Error, Result};
 use crate::placement::{self, Aim};
@@ -119,7 +119,7 @@ async fn find(controller: &Controller, id: &str) -> Result<(String, Client, Caps
 }
 
 /// Passes a request on to a node, and its answer back.
-async fn pass(node: &str, client: &Client, path: &str, request: Request) -> Result<Response> {
+pub(super) async fn pass(node: &str, client: &Client, path: &str, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
     let path = match parts.uri.query() {
         Some(query) => format!("{path}?{query}"),
@@ -147,12 +147,23 @@ async fn pass(node: &str, client: &Client, path: &str, request: Request) -> Resu
     response.body(body).map_err(|error| Error::BadRequest(error.to_string()))
 }
 
-/// Passes a request about a capsule on to its node.
-async fn pass_to(controller: &Controller, id: &str, rest: &str, request: Request) -> Result<Response> {
+/// Passes a request about a capsule on to its node. One that changes the capsule is recorded.
+async fn pass_to(
+    controller: &Controller,
+    by: &str,
+    id: &str,
+    (verb, rest): (&str, &str),
+    request: Request,
+) -> Result<Response> {
+    let changes = request.method() != Method::GET && rest != "/stdin";
     let (node, client, capsule) = find(controller, id).await?;
-    let response = pass(&node, &client, &format!("/v1/capsules/{}{rest}", capsule.id), request).await;
+    let response = pass(&node, &client, &format!("/v1/capsules/{}{rest}", capsule.id), request).await?;
     controller.nodes.look(&node);
-    response
+    if changes && response.status().is_success() {
+        let what = format!("{verb} capsule {} on node {node}", capsule.name);
+        controller.audit.write(by, what, "", None).await?;
+    }
+    Ok(response)
 }
 
 macro_rules! passed {
@@ -161,10 +172,11 @@ macro_rules! passed {
         #[utoipa::path($method, path = $path, tag = "capsules", params(("id" = String, Path)), $($about)*)]
         pub(crate) async fn $name(
             State(controller): State<Arc<Controller>>,
+            By(by): By,
             Path(id): Path,
             request: Request,
         ) -> Result<Response> {
-            pass_to(&controller, &id, $rest, request).await
+            pass_to(&controller, &by, &id, (stringify!($name), $rest), request).await
         }
     };
 }
@@ -321,12 +333,14 @@ async fn choose(controller: &Controller, spec: &CreateCapsule, wanted: Option<&s
 
 async fn place_and_pass(
     controller: &Controller,
+    by: &str,
     query: CreateQuery,
     path: &str,
     body: Body,
 ) -> Result<Response> {
     let body = extract::short(body).await?;
-    let node = choose(controller, &extract::parse(&body)?, query.node.as_deref()).await?;
+    let spec: CreateCapsule = extract::parse(&body)?;
+    let node = choose(controller, &spec, query.node.as_deref()).await?;
     let client = controller.nodes.client(&node)?;
     let request = Request::builder()
         .method(Method::POST)
@@ -335,9 +349,15 @@ async fn place_and_pass(
         .header(header::CONTENT_LENGTH, body.len())
         .body(Body::from(body))
         .map_err(|error| Error::BadRequest(error.to_string()))?;
-    let response = pass(&node, &client, path, request).await;
+    let response = pass(&node, &client, path, request).await?;
     controller.nodes.look(&node);
-    response
+    if response.status().is_success() {
+        let image = spec.image_name.unwrap_or(spec.image);
+        let name = spec.name.map(|name| format!(" {name}")).unwrap_or_default();
+        let what = format!("create capsule{name} of {image} on node {node}");
+        controller.audit.write(by, what, "", None).await?;
+    }
+    Ok(response)
 }
 
 /// Makes a capsule on the best node, or the one that is named, and starts it unless `no_start`.
@@ -345,10 +365,11 @@ async fn place_and_pass(
     responses((status = CREATED, body = Capsule), Errors))]
 pub(crate) async fn create(
     State(controller): State<Arc<Controller>>,
+    By(by): By,
     Query(query): Query<CreateQuery>,
     body: Body,
 ) -> Result<Response> {
-    place_and_pass(&controller, query, "/v1/capsules", body).await
+    place_and_pass(&controller, &by, query, "/v1/capsules", body).await
 }
 
 /// The same, and gives what the capsule writes, as frames.
@@ -356,10 +377,11 @@ pub(crate) async fn create(
     responses((status = OK, body = [u8], content_type = "application/x-fcap-frames"), Errors))]
 pub(crate) async fn run(
     State(controller): State<Arc<Controller>>,
+    By(by): By,
     Query(query): Query<CreateQuery>,
     body: Body,
 ) -> Result<Response> {
-    place_and_pass(&controller, query, "/v1/run", body).await
+    place_and_pass(&controller, &by, query, "/v1/run", body).await
 }
 
 /// Moves a running capsule to another node.
@@ -438,12 +460,15 @@ pub(crate) async fn events(
         }
         past.sort_by_key(|event| event.time_ms);
     }
+    // What has happened while the past was read is heard of twice.
+    let known = past.clone();
     let past = futures_util::stream::iter(past);
-    let live = futures_util::stream::unfold(live, |live| async move {
+    let live = futures_util::stream::unfold((live, known), |(live, known)| async move {
         let mut live = live?;
         loop {
             match live.recv().await {
-                Ok(event) => return Some((event, Some(live))),
+                Ok(event) if known.contains(&event) => {}
+                Ok(event) => return Some((event, (Some(live), known))),
                 // Whoever reads slowly misses some.
                 Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => return None,

@@ -11,11 +11,11 @@ use fcap_api::cluster::{
     AddNode, ClusterNode, Drain, Join, Joined, MakeToken, Operation, OperationKind, Replace, Token,
     UpdateClusterNode, View,
 };
+use fcap_http::extract::{self, By, Path, Query};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Errors;
-use super::extract::{self, By, Path, Query};
 use crate::controller::Controller;
 use crate::error::{Error, Result};
 

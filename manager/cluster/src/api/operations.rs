@@ -1,5 +1,6 @@
 //! Operations, and the record.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Json;
@@ -9,11 +10,26 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use fcap_api::cluster::{AuditEntry, Operation};
 use fcap_api::migrate::PROGRESS_MEDIA_TYPE;
+use fcap_http::extract::{By, Path, Query};
+use serde::{Deserialize, Serialize};
+use utoipa::IntoParams;
 
 use super::Errors;
-use super::extract::{By, Path};
 use crate::controller::Controller;
 use crate::error::Result;
+
+/// Entries of the record that are told first unless somebody wants more.
+const ENTRIES: usize = 50;
+
+/// JSON, one value a line.
+fn lines<'a, T: Serialize + 'a>(values: impl IntoIterator<Item = &'a T>) -> Bytes {
+    let mut lines = Vec::new();
+    for value in values {
+        lines.extend(serde_json::to_vec(value).unwrap_or_default());
+        lines.push(b'\n');
+    }
+    lines.into()
+}
 
 /// All operations, the latest first.
 #[utoipa::path(get, path = "/v1/operations", tag = "operations", responses((status = OK, body = [Operation]), Errors))]
@@ -41,10 +57,8 @@ pub(crate) async fn follow(State(controller): State<Arc<Controller>>, Path(id): 
         let mut receiver = receiver?;
         receiver.changed().await.ok()?;
         let operation = receiver.borrow_and_update().clone();
-        let mut line = serde_json::to_vec(&operation).ok()?;
-        line.push(b'\n');
         let rest = (!operation.state.is_over()).then_some(receiver);
-        Some((Ok::<_, std::convert::Infallible>(Bytes::from(line)), rest))
+        Some((Ok::<_, Infallible>(lines([&operation])), rest))
     });
     Ok(([(header::CONTENT_TYPE, PROGRESS_MEDIA_TYPE)], Body::from_stream(lines)).into_response())
 }
@@ -79,4 +93,30 @@ pub(crate) async fn resume(
 #[utoipa::path(get, path = "/v1/audit", tag = "cluster", responses((status = OK, body = [AuditEntry]), Errors))]
 pub(crate) async fn audit(State(controller): State<Arc<Controller>>) -> Result<Json<Vec<AuditEntry>>> {
     controller.audit.list().await.map(Json)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FollowQuery {
+    /// Begin with so many latest entries.
+    latest: Option<usize>,
+}
+
+/// Who did what, and why, one JSON object a line: the latest, in their order, and then what comes.
+#[utoipa::path(get, path = "/v1/audit/follow", tag = "cluster", params(FollowQuery),
+    responses((status = OK, body = AuditEntry, content_type = "application/x-ndjson"), Errors))]
+pub(crate) async fn follow_audit(
+    State(controller): State<Arc<Controller>>,
+    Query(query): Query<FollowQuery>,
+) -> Result<Response> {
+    let (past, news) = controller.audit.follow(query.latest.unwrap_or(ENTRIES)).await?;
+    let stream = futures_util::stream::unfold((Some(past), news), |(past, mut news)| async move {
+        let entries = match past {
+            Some(past) => past,
+            None => news.next().await.ok()??,
+        };
+        Some((Ok::<_, Infallible>(lines(&entries)), (None, news)))
+    });
+    Ok(([(header::CONTENT_TYPE, PROGRESS_MEDIA_TYPE)], Body::from_stream(stream)).into_response())
 }

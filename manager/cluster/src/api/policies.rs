@@ -6,11 +6,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use fcap_api::cluster::{Bill, Policy, PolicyResult, PolicyRun, PolicySpec, TestPolicy};
+use fcap_http::extract::{self, By, Path, Query};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Errors;
-use super::extract::{self, By, Path, Query};
 use crate::controller::Controller;
 use crate::error::Result;
 

@@ -155,6 +155,7 @@ impl Run {
             moved.map_err(Error::from)?;
         }
         executor.nodes.moved(&this.capsule, [&this.from, &this.to]);
+        executor.counts.moved(&self.now().by, "done");
         Ok(())
     }
 }

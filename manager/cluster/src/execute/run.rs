@@ -75,7 +75,7 @@ impl Run {
         Self { executor, operation, cancel, writing: Mutex::default() }
     }
 
-    fn now(&self) -> Operation {
+    pub(super) fn now(&self) -> Operation {
         self.operation.borrow().clone()
     }
 
@@ -154,7 +154,9 @@ impl Run {
             operation.message = message;
             operation.ended_ms = Some(now_ms());
         })
-        .await
+        .await?;
+        self.executor.counts.over(&self.now().kind, state);
+        Ok(())
     }
 
     /// Does what is to be done. What is returned is worth saying.
@@ -572,6 +574,7 @@ impl Run {
         self.step(Work::Move { capsule, name, from, to }, async |step| {
             self.migrate(step, &this, !undoing).await.map_err(|stop| match stop {
                 Stop::Failed(why) => {
+                    self.executor.counts.moved(&self.now().by, "failed");
                     Stop::Failed(format!("{} stays on node {}: {why}", this.name, this.from))
                 }
                 cancelled @ Stop::Cancelled => cancelled,

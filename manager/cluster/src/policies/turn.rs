@@ -14,6 +14,25 @@ use crate::nodes::now_ms;
 use crate::policy::Script;
 use crate::store::{Transaction, Write};
 
+/// It had nothing to propose.
+const IDLE: &str = "idle";
+/// What it proposed is recorded only.
+const DRY_RUN: &str = "dry_run";
+/// All that it proposed was rejected.
+const REJECTED: &str = "rejected";
+/// Something else has one of the nodes.
+const BUSY: &str = "busy";
+/// The script gives no answer.
+const ERROR: &str = "error";
+/// Its plan was carried out.
+const DONE: &str = "done";
+/// Its plan stopped at a failure.
+const FAILED: &str = "failed";
+/// Somebody has cancelled its plan.
+const CANCELLED: &str = "cancelled";
+/// All that can come of a run, as it is counted.
+pub(super) const OUTCOMES: [&str; 8] = [IDLE, DRY_RUN, REJECTED, BUSY, ERROR, DONE, FAILED, CANCELLED];
+
 /// How often is looked whether an operation is still under way.
 const LOOK: Duration = Duration::from_millis(200);
 /// Reasons of a plan that are told in one line.
@@ -100,15 +119,20 @@ impl Policies {
         let limits = rules::limits(&record.spec.rules)?;
         let (parallel, dry_run) = (limits.moves_at_once as u32, record.spec.dry_run);
         match self.judge(script, limits, self.nodes.view()).await {
-            Ok(result) if result.proposals.is_empty() => self.succeeded(name, &record, None).await,
+            Ok(result) if result.proposals.is_empty() => {
+                self.count(name, IDLE);
+                self.succeeded(name, &record, None).await
+            }
             Ok(result) => {
                 let run = self.history.run(name, dry_run, Ok(&result));
                 if dry_run || result.plan.steps.is_empty() {
+                    self.count(name, if dry_run { DRY_RUN } else { REJECTED });
                     return self.succeeded(name, &record, Some(run)).await;
                 }
                 self.execute(name, &record, &result, run, parallel).await
             }
             Err(Error::Policy(error)) => {
+                self.count(name, ERROR);
                 let run = self.history.run(name, dry_run, Err(error.to_string()));
                 self.failed(name, Some(record.applied_ms), error.to_string(), Some(run)).await
             }
@@ -167,6 +191,7 @@ impl Policies {
             }
             // Somebody has begun something with one of the nodes meanwhile.
             Err(error @ Error::WrongState(_)) => {
+                self.count(name, BUSY);
                 let run = self.history.run(name, false, Err(error.to_string()));
                 self.keep_run(run).await
             }
@@ -182,6 +207,14 @@ impl Policies {
 
     async fn conclude(&self, name: &str, applied_ms: Option<u64>, operation: &Operation) -> Result<()> {
         let id = &operation.id;
+        self.count(
+            name,
+            match operation.state {
+                OperationState::Done => DONE,
+                OperationState::Cancelled => CANCELLED,
+                OperationState::Failed | OperationState::Running | OperationState::Undoing => FAILED,
+            },
+        );
         match operation.state {
             OperationState::Done => self.change(name, applied_ms, None, forgive).await,
             OperationState::Cancelled => {
@@ -195,6 +228,13 @@ impl Policies {
                 let why = operation.message.as_deref().unwrap_or("it failed");
                 self.failed(name, applied_ms, format!("operation {id}: {why}"), None).await
             }
+        }
+    }
+
+    fn count(&self, name: &str, outcome: &str) {
+        // One that was removed meanwhile is to leave nothing.
+        if self.known().contains_key(name) {
+            self.runs.add(&[("outcome", outcome), ("policy", name)], 1.0);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The API of the whole cluster.
 
 use fcap_api::stream::Frame;
-use fcap_api::{CreateCapsule, ErrorCode, State};
+use fcap_api::{Action, CreateCapsule, ErrorCode, State};
 use fcap_client::{Client, LogQuery, Verb};
 
 use crate::rig::{cluster, reference, until};
@@ -72,6 +72,46 @@ async fn events_come_from_all_nodes() {
         names.push(event.name);
     }
     assert!(names.iter().any(|name| name == "one") && names.iter().any(|name| name == "two"), "{names:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_the_past_and_those_to_come_are_told_once() {
+    let (cloud, server) = cluster(2).await;
+    cloud.run("node1", "one", 16).await;
+    let mut events = server.client.events(Some(0), true).await.unwrap();
+    cloud.run("node2", "two", 16).await;
+    cloud.client("node2").act("two", Verb::Kill).await.unwrap();
+    let mut told = Vec::new();
+    while told.last().is_none_or(|(name, action)| (name, *action) != (&"two".to_owned(), Action::Die)) {
+        let event = events.next().await.unwrap().unwrap();
+        told.push((event.name, event.action));
+    }
+    for event in [("one", Action::Create), ("one", Action::Start), ("two", Action::Create)] {
+        let times = told.iter().filter(|(name, action)| (name.as_str(), *action) == event).count();
+        assert_eq!(times, 1, "{event:?}: {told:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_did_what_is_told_as_it_happens() {
+    let (cloud, server) = cluster(2).await;
+    cloud.run("node1", "web", 16).await;
+    let somebody = server.client.clone().named("somebody");
+    somebody.cordon("node2", true).await.unwrap();
+    server.client.cordon("node2", false).await.unwrap();
+    let mut entries = somebody.follow_audit(1).await.unwrap();
+    let mut next = async || {
+        let entry = entries.next().await.unwrap().unwrap();
+        (entry.by, entry.what)
+    };
+    assert_eq!(next().await, ("operator".into(), "uncordon node node2".into()));
+    somebody.act("web", Verb::Pause).await.unwrap();
+    assert_eq!(next().await, ("somebody".into(), "pause capsule web on node node1".into()));
+    // What only looks, and what comes to nothing, is no change.
+    somebody.capsule(&reference("web")).await.unwrap();
+    somebody.act("web", Verb::Pause).await.unwrap_err();
+    somebody.remove("web", true).await.unwrap();
+    assert_eq!(next().await, ("somebody".into(), "remove capsule web on node node1".into()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -170,7 +170,7 @@ impl Default for SimCloud {
 }
 
 impl SimCloud {
-    async fn boot(&self, name: &str, flavor: &str, tag: Option<String>) -> Machine {
+    pub(crate) async fn boot(&self, name: &str, flavor: &str, tag: Option<String>) -> Machine {
         let memory_mib = self.flavors().iter().find(|it| it.name == flavor).unwrap().capacity.memory_kib;
         let node = tokio::task::spawn_blocking(move || SimNode::start(memory_mib)).await.unwrap();
         let url = format!("http://127.0.0.1:{}", node.port);
@@ -218,9 +218,12 @@ impl SimCloud {
         drop(lost);
     }
 
+    pub(crate) fn url(&self, name: &str) -> String {
+        self.machines.lock().unwrap()[name].1.url.clone()
+    }
+
     pub(crate) fn client(&self, name: &str) -> Client {
-        let machines = self.machines.lock().unwrap();
-        let url = machines[name].1.url.replace("https:", "http:");
+        let url = self.url(name).replace("https:", "http:");
         Client::new(url.parse().unwrap(), Some(TOKEN), false).unwrap()
     }
 
