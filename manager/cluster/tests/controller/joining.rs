@@ -109,7 +109,9 @@ async fn tokens_that_are_stale_used_or_unknown_let_nobody_join() {
     let stale = token(&server, 1).await;
     until("the token is stale", async || {
         // With that clock it does not join even while the token is good.
-        ask(&server, &stale, |join| join.time_ms = 0).await.is_err_and(|error| error.message.contains("expired"))
+        ask(&server, &stale, |join| join.time_ms = 0)
+            .await
+            .is_err_and(|error| error.message.contains("expired"))
     })
     .await;
     let (node, refused) = join("late", &stale).await;
