@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use fcap_api::{Capsule, State};
@@ -31,11 +31,7 @@ struct Turn {
 }
 
 fn turn() -> Turn {
-    static NODES: OnceLock<[Node; 2]> = OnceLock::new();
-    static TURN: Mutex<()> = Mutex::new(());
-    // A failed test has reported what it found; the next one starts anew.
-    let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let [here, there] = NODES.get_or_init(|| Node::two(false).expect("two nodes come up"));
+    let (turn, [here, there]) = Node::shared_two();
     for node in [here, there] {
         moves::answers(node).unwrap();
         moves::clear(node).unwrap();

@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use fcap_api::{Capsule, Protocol, PublishedPort};
@@ -26,11 +26,7 @@ struct Turn {
 }
 
 fn turn() -> Turn {
-    static NODES: OnceLock<[Node; 2]> = OnceLock::new();
-    static TURN: Mutex<()> = Mutex::new(());
-    // A failed test has reported what it found; the next one starts anew.
-    let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let [here, there] = NODES.get_or_init(|| Node::two(false).expect("two nodes come up"));
+    let (turn, [here, there]) = Node::shared_two();
     for node in [here, there] {
         clear(node);
     }

@@ -4,7 +4,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::MutexGuard;
 
 use fcap_tests::moves::{self, Diary, find, is_well, move_it, nothing_left};
 use fcap_tests::{
@@ -20,11 +20,7 @@ struct Turn {
 }
 
 fn turn() -> Turn {
-    static NODES: OnceLock<[Node; 2]> = OnceLock::new();
-    static TURN: Mutex<()> = Mutex::new(());
-    // A failed test has reported what it found; the next one starts anew.
-    let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let [here, there] = NODES.get_or_init(|| Node::two(false).expect("two nodes come up"));
+    let (turn, [here, there]) = Node::shared_two();
     for node in [here, there] {
         moves::answers(node).unwrap();
         moves::clear(node).unwrap();

@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -68,6 +68,15 @@ impl Node {
     /// Two small nodes with `xl` and a shell, in one cloud.
     pub fn two(encrypt: bool) -> anyhow::Result<[Self; 2]> {
         Self::pair(Variant::Xl, "small", encrypt)
+    }
+
+    /// The same for all tests of a process, one test at a time: the cloud ends with the process.
+    pub fn shared_two() -> (MutexGuard<'static, ()>, &'static [Self; 2]) {
+        static NODES: OnceLock<[Node; 2]> = OnceLock::new();
+        static TURN: Mutex<()> = Mutex::new(());
+        // A failed test has reported what it found; the next one starts anew.
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        (turn, NODES.get_or_init(|| Self::two(false).expect("two nodes come up")))
     }
 
     /// Nodes as users have them, in one cloud.

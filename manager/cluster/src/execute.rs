@@ -205,11 +205,9 @@ impl Executor {
 
     async fn until_nodes_are_heard_of(&self) {
         use fcap_api::cluster::NodeState;
-        let heard_of = async {
-            while self.nodes.list().iter().any(|node| node.state == NodeState::Starting) {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        };
+        let heard_of = self
+            .nodes
+            .until(|nodes| nodes.list().iter().all(|node| node.state != NodeState::Starting).then_some(()));
         // Those that are silent are dealt with when they are needed.
         let _ = tokio::time::timeout(SETTLE_IN, heard_of).await;
     }

@@ -23,7 +23,7 @@ use fcap_api::{Capsule, Event, Node, State, Stats};
 use fcap_client::{Client, ClientError};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::AbortHandle;
 
 use crate::book::Book;
@@ -137,7 +137,6 @@ struct Live {
     misses: u32,
     error: Option<String>,
     node: Option<Node>,
-    clock_ahead_ms: Option<i64>,
     capsules: Vec<Capsule>,
 }
 
@@ -156,6 +155,8 @@ pub struct Nodes {
     /// Which operation has a node.
     claims: Mutex<BTreeMap<String, String>>,
     events: broadcast::Sender<Event>,
+    /// Told of each answer of a node, and of each that did not come.
+    heard: watch::Sender<()>,
     /// What all nodes have cost.
     book: Book,
     started: Instant,
@@ -195,6 +196,7 @@ impl Nodes {
             moved: Mutex::default(),
             claims: Mutex::default(),
             events: broadcast::channel(EVENTS).0,
+            heard: watch::Sender::new(()),
             started: Instant::now(),
             started_ms: now_ms(),
         });
@@ -523,7 +525,6 @@ impl Nodes {
             provided: known.record.joined.is_none(),
             started_ms: known.machine.as_ref().map_or(known.record.joined_ms, |machine| machine.started_ms),
             seen_ms: known.live.seen_ms,
-            clock_ahead_ms: known.live.clock_ahead_ms,
             hypervisor: node.map(|node| node.hypervisor.clone()),
             cpus: node.map_or(0, |node| node.cpus),
             memory_kib: node.map_or(0, |node| node.memory_kib),
@@ -652,14 +653,27 @@ impl Nodes {
 
     /// Waits until a node has listed a capsule that it is known to have.
     pub async fn until_listed(&self, node: &str, capsule: &str) {
-        let listed = async {
-            while self.whereabouts(capsule).is_none() {
-                self.look(node);
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+        let is_listed = |nodes: &Self| {
+            let all = lock(&nodes.known);
+            all.get(node)?.live.capsules.iter().any(|it| it.id == capsule).then_some(())
         };
-        // Who asks is told what is known then.
-        let _ = tokio::time::timeout(self.rhythm.patience, listed).await;
+        if is_listed(self).is_none() {
+            self.look(node);
+            // Who asks is told what is known then.
+            let _ = tokio::time::timeout(self.rhythm.patience, self.until(is_listed)).await;
+        }
+    }
+
+    /// Waits until there is such a thing: it is looked for now, and whenever a node was heard of.
+    pub async fn until<T>(&self, found: impl Fn(&Self) -> Option<T>) -> T {
+        let mut heard = self.heard.subscribe();
+        loop {
+            if let Some(found) = found(self) {
+                return found;
+            }
+            // It ends with these nodes alone.
+            let _ = heard.changed().await;
+        }
     }
 
     /// Looks at a node anew.
@@ -807,6 +821,8 @@ impl Nodes {
                 }
             }
         }
+        drop(all);
+        self.heard.send_replace(());
     }
 
     fn sampled(&self, stats: &[Stats]) {

@@ -32,8 +32,6 @@ pub struct ClusterNode {
     pub started_ms: u64,
     /// When it last answered.
     pub seen_ms: Option<u64>,
-    /// How far its clock is ahead of the controller's.
-    pub clock_ahead_ms: Option<i64>,
     /// Its hypervisor and version.
     pub hypervisor: Option<String>,
     /// Processors.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use fcap_api::cluster::{
     Change, Failure, NodeState, Operation, OperationKind, OperationState, Proposal, Step, StepState, Work,
@@ -403,19 +402,16 @@ impl Run {
             let wanted = Wanted { name: name.to_owned(), flavor: flavor.to_owned(), tag: id };
             self.executor.provider.create(wanted).await.map_err(Error::from)?;
             self.note(step, "its machine runs".into());
-            let begun = Instant::now();
             nodes.reconcile().await?;
-            loop {
-                let node = nodes.get(name)?;
-                if node.state == NodeState::Ready {
-                    return Ok(None);
-                }
-                if begun.elapsed() > self.executor.limits.start {
-                    let why = node.message.unwrap_or_else(|| "it does not answer".into());
-                    return Err(Stop::Failed(format!("node {name} does not come up: {why}")));
-                }
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
+            let ready = nodes.until(|nodes| match nodes.get(name) {
+                Ok(node) => (node.state == NodeState::Ready).then_some(Ok(None)),
+                Err(error) => Some(Err(error.into())),
+            });
+            let Ok(outcome) = tokio::time::timeout(self.executor.limits.start, ready).await else {
+                let why = nodes.get(name)?.message.unwrap_or_else(|| "it does not answer".into());
+                return Err(Stop::Failed(format!("node {name} does not come up: {why}")));
+            };
+            outcome
         })
         .await
     }
