@@ -10,7 +10,8 @@
 //! be a file: write [`LINKER_SCRIPT`] somewhere that stays in place, or name the
 //! one in the source tree.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 /// The target that the prebuilt `core` and `alloc` are for.
 pub const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -62,5 +63,17 @@ pub const PROFILE: &[(&str, &str)] = &[
 /// All flags for the compiler, with the linker script at `script`.
 pub fn rustflags(script: &Path) -> Vec<String> {
     let script = format!("-Clink-arg=-Wl,-T,{}", script.display());
-    RUSTFLAGS.iter().map(ToString::to_string).chain([script]).collect()
+    let names = registries().into_iter().map(|path| format!("--remap-path-prefix={}=", path.display()));
+    RUSTFLAGS.iter().map(ToString::to_string).chain([script]).chain(names).collect()
+}
+
+/// Where cargo keeps the sources of crates. A program names them wherever it can panic: without
+/// them it is smaller, and the same on whichever computer it is built.
+fn registries() -> Vec<PathBuf> {
+    let cargo = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo = cargo.or_else(|| env::home_dir().map(|home| home.join(".cargo")));
+    let sources = cargo.and_then(|cargo| fs::read_dir(cargo.join("registry/src")).ok());
+    let mut registries: Vec<PathBuf> = sources.into_iter().flatten().flatten().map(|it| it.path()).collect();
+    registries.sort();
+    registries
 }

@@ -125,7 +125,7 @@ impl Tracker {
         let [dirty, void, always] = [0, 1, 2].map(|index| self.bitmap(index));
         [dirty, void, always].iter().for_each(Bitmap::clear);
         void.insert_range(self.pages.frames());
-        heap::free_pages(|pages| void.insert_range(pages));
+        heap::free_pages(&mut |pages| void.insert_range(pages));
         let is_remapped = arch::take_remapped();
         suspend::marks(&mut |mark, page| {
             match mark {

@@ -178,6 +178,7 @@ fn frame_entry(pfn: Pfn) -> *mut u64 {
 ///
 /// # Panics
 /// If there is none.
+#[inline(never)]
 pub(crate) fn machine_frame(pfn: Pfn) -> Mfn {
     // SAFETY: an entry of the list.
     let frame = unsafe { frame_entry(pfn).read() };

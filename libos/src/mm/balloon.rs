@@ -49,7 +49,7 @@ fn count(pages: &Range<Pfn>) -> u64 {
 /// Gives so many pages back, or as many as are free.
 fn give_back(pages: u64) {
     let mut free = 0;
-    heap::free_pages(|pages| free += count(&pages));
+    heap::free_pages(&mut |pages| free += count(&pages));
     let mut left = pages.min(free.saturating_sub(KEPT));
     let mut given = GIVEN.borrow_mut();
     while left > 0 && given.try_reserve(1).is_ok() {

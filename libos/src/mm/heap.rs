@@ -108,7 +108,7 @@ pub(crate) fn first_page() -> Pfn {
 /// gap, to the first of such gaps; a gap begins with a pointer to the next one, and has its
 /// size in its fourth word and in its last one. Should another version have it otherwise,
 /// the two sizes do not agree, and nothing is found.
-pub(crate) fn free_pages(mut visit: impl FnMut(Range<Pfn>)) {
+pub(crate) fn free_pages(visit: &mut dyn FnMut(Range<Pfn>)) {
     const HEADER: usize = 4 * size_of::<usize>();
     let (first, end) = HEAP.pages.get();
     let heap = arch::address_of(first)..arch::address_of(end);
@@ -149,7 +149,7 @@ fn layout(pages: &Range<Pfn>) -> Layout {
 /// more than `most`. What they hold is anything.
 pub(crate) fn take_pages(most: u64) -> Option<Range<Pfn>> {
     let mut count = 0;
-    free_pages(|pages| count = count.max(pages.end.0 - pages.start.0));
+    free_pages(&mut |pages| count = count.max(pages.end.0 - pages.start.0));
     count = count.min(most);
     while count > 0 {
         let layout = layout(&(Pfn(0)..Pfn(count)));

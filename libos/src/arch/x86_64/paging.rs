@@ -115,7 +115,7 @@ pub(crate) unsafe fn map_missing(first_free: Pfn) -> Range<Pfn> {
 /// # Panics
 /// If there is no table for them: then their builder has not meant them to be used.
 pub(crate) fn map_frames(frames: Range<Pfn>) {
-    change_frames(frames, |frame| Pte::data(start::machine_frame(frame)));
+    change_frames(frames, &|frame| Pte::data(start::machine_frame(frame)));
 }
 
 /// Maps nothing at `frames` any more.
@@ -123,11 +123,11 @@ pub(crate) fn map_frames(frames: Range<Pfn>) {
 /// # Safety
 /// Nothing may use them before they are mapped again.
 pub(crate) unsafe fn unmap_frames(frames: Range<Pfn>) {
-    change_frames(frames, |_| Pte::NONE);
+    change_frames(frames, &|_| Pte::NONE);
     hypercall::flush_tlb();
 }
 
-fn change_frames(frames: Range<Pfn>, entry: impl Fn(Pfn) -> Pte) {
+fn change_frames(frames: Range<Pfn>, entry: &dyn Fn(Pfn) -> Pte) {
     let mut updates = Updates::new();
     for frame in (frames.start.0..frames.end.0).map(Pfn) {
         let table = Table::find(frame, 1).expect("the builder made tables for all frames");

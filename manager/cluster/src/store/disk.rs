@@ -139,11 +139,13 @@ fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// Under another name until it is whole: a file that is there is a store, or damaged.
+/// Under another name until it is whole: a file that is there is a store, or damaged. Of two who make
+/// it at the same time one succeeds, and the other finds it there.
 fn create(path: &Path) -> Result<()> {
-    let half = path.with_extension("half");
     let failed = |reason: String| StoreError::Disk { action: "make", path: path.to_owned(), reason };
-    let _ = std::fs::remove_file(&half);
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let half = tempfile::NamedTempFile::new_in(folder).map_err(|error| failed(error.to_string()))?;
+    let half = half.into_temp_path();
     let make = || -> std::result::Result<(), redb::Error> {
         let database = Database::create(&half)?;
         let write = database.begin_write()?;
@@ -160,7 +162,12 @@ fn create(path: &Path) -> Result<()> {
         Ok(())
     };
     make().map_err(|error| failed(error.to_string()))?;
-    std::fs::rename(&half, path).map_err(|error| failed(error.to_string()))
+    match half.persist_noclobber(path) {
+        Err(error) if error.error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(failed(error.error.to_string()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn refused(path: &Path, error: DatabaseError) -> StoreError {

@@ -173,6 +173,27 @@ async fn a_file_has_one_owner() {
     assert!(matches!(Local::open(&path), Err(StoreError::InUse(_))));
 }
 
+#[test]
+fn of_many_who_make_a_file_at_once_one_has_it() {
+    for _ in 0..20 {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let opened = std::thread::scope(|scope| {
+            let open = || Local::open(&path);
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>()
+        });
+        let others = opened.iter().filter_map(|one| one.as_ref().err());
+        assert!(
+            others.clone().all(|error| matches!(error, StoreError::InUse(_))),
+            "{:?}",
+            others.collect::<Vec<_>>()
+        );
+        assert_eq!(opened.iter().filter(|one| one.is_ok()).count(), 1);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    }
+}
+
 #[tokio::test]
 async fn a_file_that_is_cut_off_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
