@@ -218,13 +218,13 @@ impl SimCloud {
         drop(lost);
     }
 
+    /// Where those ask who have a node's token and no certificate: the same port, without TLS.
     pub(crate) fn url(&self, name: &str) -> String {
-        self.machines.lock().unwrap()[name].1.url.clone()
+        self.machines.lock().unwrap()[name].1.url.replace("https:", "http:")
     }
 
     pub(crate) fn client(&self, name: &str) -> Client {
-        let url = self.url(name).replace("https:", "http:");
-        Client::new(url.parse().unwrap(), Some(TOKEN), false).unwrap()
+        Client::new(self.url(name).parse().unwrap(), Some(TOKEN), false).unwrap()
     }
 
     /// Where each running capsule is, by name; asked of the machines themselves.
