@@ -32,11 +32,19 @@ pub(crate) fn for_use() -> Result<()> {
 /// The packages that users run.
 const USED: [&str; 4] = ["--package", "fcap-tools", "--package", "fcap-manager"];
 
-/// `cargo COMMAND` for what end-to-end tests need, in release form. All of it is always built
-/// together: each choice of packages has features of its own, and with them everything is built again.
+/// The end-to-end tests; they are run when they are named.
+#[rustfmt::skip]
+pub(crate) const E2E: [&str; 18] = [
+    "--test", "cloud", "--test", "cluster", "--test", "docs", "--test", "image",
+    "--test", "migrate", "--test", "net", "--test", "resize", "--test", "suspend", "--test", "xen",
+];
+
+/// `cargo COMMAND` for what end-to-end tests, benchmarks and long runs need, in release form. All of
+/// it is always built together: each choice of packages and of tests has features of its own, and
+/// with them everything is built again.
 pub(crate) fn with_tests(command: &str) -> Command {
     let mut cargo = cargo(&[command, "--locked", "--release", "--package", "fcap-tests"]);
-    cargo.args(USED);
+    cargo.args(USED).args(E2E);
     cargo
 }
 

@@ -19,13 +19,6 @@ Formatting, clippy with warnings denied, documentation, unit and property tests,
 against their documents, end-to-end tests on real Xen: one line a suite. The whole output is in target/logs.
   --quick  without real Xen";
 
-/// The end-to-end tests; they are run when they are named.
-#[rustfmt::skip]
-const E2E: [&str; 18] = [
-    "--test", "cloud", "--test", "cluster", "--test", "docs", "--test", "image",
-    "--test", "migrate", "--test", "net", "--test", "resize", "--test", "suspend", "--test", "xen",
-];
-
 /// Lines of a failed suite's output that are shown, where it does not say itself what failed.
 const TAIL: usize = 60;
 /// Most lines of output of failed tests that are shown.
@@ -83,7 +76,9 @@ pub(crate) fn run(mut args: lexopt::Parser) -> Result<()> {
     )?;
     t.suite(
         "clippy end-to-end",
-        cargo(&["clippy", "--locked", "--workspace"]).args(E2E).args(["--", "--deny", "warnings"]),
+        cargo(&["clippy", "--locked", "--workspace"])
+            .args(task_build::E2E)
+            .args(["--", "--deny", "warnings"]),
     )?;
     t.suite(
         "docs",
@@ -124,7 +119,7 @@ fn schemathesis() -> Result<PathBuf> {
 }
 
 fn end_to_end(t: &mut Tally) -> Result<()> {
-    let built = t.suite("build", task_build::with_tests("build").args(["--lib", "--bins"]).args(E2E))?;
+    let built = t.suite("build", task_build::with_tests("build").args(["--lib", "--bins"]))?;
     if !built {
         return Ok(());
     }
@@ -141,7 +136,7 @@ fn end_to_end(t: &mut Tally) -> Result<()> {
         clippy.extend(["--", "--deny", "warnings"]);
         t.suite(&format!("clippy {name}"), &mut cargo(&clippy))?;
     }
-    t.suite("end-to-end", task_build::with_tests("test").arg("--no-fail-fast").args(E2E))?;
+    t.suite("end-to-end", task_build::with_tests("test").arg("--no-fail-fast"))?;
     for name in ["restart", "churn", "net", "serve", "memory", "faults", "control"] {
         let mut soak = program(&["target/release/fcap-soak", name, "--short"]);
         t.suite(&format!("soak {name}"), &mut soak)?;
