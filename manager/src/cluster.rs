@@ -116,8 +116,9 @@ impl Membership {
     /// # Errors
     /// When the disk fails.
     pub fn enter(&self, identity: Identity) -> Result<()> {
-        identity.save(&self.file).map_err(failed)?;
+        // What cannot be used does not take the place of what is kept.
         let member = Member::new(identity).map_err(failed)?;
+        member.credentials.identity().save(&self.file).map_err(failed)?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(member);
         Ok(())
     }

@@ -12,8 +12,8 @@ use crate::error::TlsError;
 /// # Errors
 /// When the disk fails.
 pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), TlsError> {
+    let half = path.with_extension("half");
     let write = || {
-        let half = path.with_extension("half");
         match fs::remove_file(&half) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -28,7 +28,11 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), TlsError> {
             _ => Ok(()),
         }
     };
-    write().map_err(|source| TlsError::File { action: "write", path: path.to_owned(), source })
+    write().map_err(|source| {
+        // A full disk is not to be fuller, and nobody wants half a secret.
+        let _ = fs::remove_file(&half);
+        TlsError::File { action: "write", path: path.to_owned(), source }
+    })
 }
 
 /// Makes a file that only its owner may read, unless somebody else makes it at the same time: then
