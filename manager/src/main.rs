@@ -73,6 +73,8 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("FCAPD_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // Before there are threads.
+    fcap_manager::xen::sys::keep_freed_memory();
     // One thread serves: a node's dom0 has one processor, and a second thread would only add
     // switches. What blocks is done on others.
     let runtime = tokio::runtime::Builder::new_current_thread()

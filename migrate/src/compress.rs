@@ -131,8 +131,8 @@ pub(crate) struct Chooser {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Cost {
-    /// Seconds to pack a byte.
-    time: Average,
+    /// Seconds to pack a byte, when nobody else wanted the processor.
+    time: Least,
     /// Bytes left of each byte packed.
     ratio: Average,
 }
@@ -149,6 +149,16 @@ struct Average(Option<f64>);
 impl Average {
     fn add(&mut self, value: f64) {
         self.0 = Some(self.0.map_or(value, |average| average + (value - average) / 4.0));
+    }
+}
+
+/// The least of late: others that run in between make it more, nothing makes it less.
+#[derive(Clone, Copy, Debug, Default)]
+struct Least(Option<f64>);
+
+impl Least {
+    fn add(&mut self, value: f64) {
+        self.0 = Some(self.0.map_or(value, |least| value.min(least * 1.1)));
     }
 }
 

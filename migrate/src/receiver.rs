@@ -19,8 +19,11 @@ use crate::{
     domain::{DestinationDomain, Page, PfnRange},
     error::{MigrateError, Side},
     page::{self, Level, PageType},
-    wire::{Breach, Encoding, MAX_BATCH_PAGES, Pages, RecordType, parse_linear_tables},
+    wire::{Breach, Encoding, Pages, RecordType, parse_linear_tables},
 };
+
+/// Page tables that are made of their records at a time: there are few, and new memory is not free.
+const TABLES: usize = 32;
 
 /// A record on its way to a worker.
 struct Job {
@@ -192,8 +195,8 @@ impl Worker {
         while tables.peek().is_some() {
             self.pfns.clear();
             self.types.clear();
-            let pages = self.unpacker.blank(MAX_BATCH_PAGES);
-            for (table, page) in tables.by_ref().take(MAX_BATCH_PAGES).zip(&mut *pages) {
+            let pages = self.unpacker.blank(TABLES);
+            for (table, page) in tables.by_ref().take(TABLES).zip(&mut *pages) {
                 let wrong =
                     Breach::Field { record_type: RecordType::LinearTables as u32, field: "first entry" };
                 page::expand_linear(table.first, page).ok_or_else(|| broken(wrong))?;

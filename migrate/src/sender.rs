@@ -33,8 +33,9 @@ use crate::{
     },
 };
 
-/// Pages of a batch: 1 MiB.
-const BATCH: usize = 256;
+/// Pages of a batch: 256 KiB. One hypercall maps them, and little is done before something is on its
+/// way.
+const BATCH: usize = 64;
 /// So small a write tells nothing about the link.
 const TELLING_BYTES: usize = 64 << 10;
 

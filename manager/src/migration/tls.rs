@@ -31,8 +31,11 @@ use rustls::{
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// After so long without progress the engine is asked whether to go on.
 const LOOK: Duration = Duration::from_secs(1);
-/// Most bytes encrypted at a time.
+/// Most bytes decrypted at a time.
 const PIECE: usize = 64 << 10;
+/// Most bytes encrypted at a time. What the kernel gets at once it cuts into packets at once, and the
+/// last of them is a small one.
+const BATCH: usize = 256 << 10;
 /// Most bytes that wait in the socket to be sent: the rest of a move would wait behind them, and
 /// how long writes take would say nothing about the link. Enough for a gigabit over 5 ms.
 const SEND_BUFFER: usize = 512 << 10;
@@ -322,6 +325,7 @@ fn split(
     mut connection: Connection,
 ) -> io::Result<(Reader, Writer, CertificateDer<'static>)> {
     socket.set_nodelay(true)?;
+    connection.set_buffer_limit(Some(2 * BATCH));
     setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER)?;
     socket.set_read_timeout(Some(HANDSHAKE))?;
     socket.set_write_timeout(Some(HANDSHAKE))?;
@@ -429,7 +433,7 @@ impl Write for Writer {
         self.send_pending()?;
         let len = {
             let mut connection = self.shared.connection();
-            let len = connection.writer().write(&bytes[..bytes.len().min(PIECE)])?;
+            let len = connection.writer().write(&bytes[..bytes.len().min(BATCH)])?;
             while connection.wants_write() {
                 connection.write_tls(&mut self.pending)?;
             }

@@ -21,7 +21,7 @@ use std::{
 };
 
 pub use evtchn::EventChannels;
-pub use foreign::{Foreign, Mapping};
+pub use foreign::{Foreign, Mapping, Window, Windows};
 pub use migrate::{CONTEXT_LEN, M2P_PIECE, TYPES_MAX, TableOp};
 pub use random::reseed;
 use xen_proto::frame::PAGE_SHIFT;
@@ -100,6 +100,19 @@ pub struct Start {
 pub fn set_niceness(niceness: i32) -> io::Result<()> {
     // SAFETY: no pointers; in Linux 0 is the calling thread.
     check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness) }).map(drop)
+}
+
+/// Has the C library keep some of the memory that is freed. By default it gives everything above
+/// 128 KiB back, and each page that is asked for again costs a PV kernel a fault and two hypercalls:
+/// with each record of a move that passes.
+pub fn keep_freed_memory() {
+    const KEPT: c_int = 4 << 20;
+    for (parameter, value) in
+        [(libc::M_TRIM_THRESHOLD, KEPT), (libc::M_MMAP_THRESHOLD, KEPT), (libc::M_ARENA_MAX, 2)]
+    {
+        // SAFETY: no pointers; what is not known is ignored.
+        unsafe { libc::mallopt(parameter, value) };
+    }
 }
 
 /// libxenctrl's handle.

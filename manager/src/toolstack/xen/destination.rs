@@ -44,7 +44,7 @@ use crate::{
         console::Console,
         context::Context,
         shared_info,
-        sys::{Mapping, TableOp},
+        sys::{Mapping, TableOp, Window, Windows},
     },
 };
 
@@ -62,6 +62,7 @@ pub(super) struct XenIncoming {
     list: Vec<PfnRange>,
     vcpus: u32,
     memory_kib: u64,
+    windows: Windows,
     /// Pages that are still as Xen gave them, which is zero.
     fresh: Mutex<PageBitmap>,
     /// Pages that Xen has been given as page tables already.
@@ -192,6 +193,7 @@ impl XenIncoming {
             p2m: vec![NO_FRAME; description.nr_pages as usize],
             list: description.p2m.clone(),
             vcpus: description.vcpus,
+            windows: Windows::new(&host.foreign, domid, true),
             memory_kib: builder::kib(description.max_pages),
             fresh: Mutex::new(PageBitmap::new(description.nr_pages)),
             pinned: Mutex::default(),
@@ -234,6 +236,14 @@ impl XenIncoming {
     fn frames(&self, pages: impl Iterator<Item = u64>) -> DomainResult<Vec<u64>> {
         let frames = pages.map(|page| self.frame(page)).collect::<Option<Vec<_>>>();
         frames.ok_or_else(|| nonsense("a page without memory is named".into()))
+    }
+
+    /// Pages to be written, in passing.
+    fn show(&self, pages: &[Pfn]) -> DomainResult<Window<'_>> {
+        let frames = self.frames(pages.iter().map(|pfn| pfn.0))?;
+        let (window, there) =
+            self.windows.show(&frames).map_err(failed("mapping of the new domain's memory"))?;
+        if there.iter().all(|&there| there) { Ok(window) } else { Err(DomainError::Ended) }
     }
 
     fn map(&self, frames: &[u64]) -> DomainResult<Mapping> {
@@ -460,18 +470,18 @@ impl DestinationDomain for XenIncoming {
     fn write_pages(&self, pfns: &[Pfn], _types: &[PageType], pages: &[Page]) -> DomainResult<()> {
         self.unpin(pfns)?;
         self.touch(pfns);
-        let mapping = self.map(&self.frames(pfns.iter().map(|pfn| pfn.0))?)?;
+        let window = self.show(pfns)?;
         for (index, (pfn, page)) in pfns.iter().zip(pages).enumerate() {
             // What xenstored has in its ring is newer.
             if pfn.0 != self.arrival.places.store || !self.known.load(Ordering::Relaxed) {
-                mapping.write(index * PAGE_SIZE, page);
+                window.write(index * PAGE_SIZE, page);
             }
         }
         Ok(())
     }
 
     fn clear_pages(&self, pages: PfnRange) -> DomainResult<()> {
-        const AT_ONCE: usize = 1024;
+        const AT_ONCE: usize = 256;
         let is_ours = |pfn: &u64| *pfn != self.arrival.places.store || !self.known.load(Ordering::Relaxed);
         let all = pages.first.0..pages.first.0 + pages.count;
         let pfns: Vec<Pfn> = {
@@ -480,8 +490,7 @@ impl DestinationDomain for XenIncoming {
         };
         for pfns in pfns.chunks(AT_ONCE) {
             self.unpin(pfns)?;
-            let mapping = self.map(&self.frames(pfns.iter().map(|pfn| pfn.0))?)?;
-            mapping.zero(0, pfns.len() * PAGE_SIZE);
+            self.show(pfns)?.zero(0, pfns.len() * PAGE_SIZE);
         }
         Ok(())
     }
@@ -496,6 +505,8 @@ impl DestinationDomain for XenIncoming {
         if !self.arrival.vifs.is_empty() {
             self.make_known()?;
         }
+        // What may be written to is no page table for Xen.
+        self.windows.clear();
         let hypercalls = &self.host().hypercalls;
         let mut pinned = self.pinned.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         for &(page, frame) in tables.iter().filter(|(page, _)| !pinned.contains(page)).collect::<Vec<_>>() {
@@ -509,6 +520,7 @@ impl DestinationDomain for XenIncoming {
 
     fn finish(&mut self, last: FinalState) -> DomainResult<()> {
         self.steps = Steps::start();
+        self.windows.clear();
         self.give_back(&last.absent)?;
         let start_info = Self::state(&last.states, state::START_INFO, 0);
         let start_info = start_info.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
@@ -548,6 +560,7 @@ impl DestinationDomain for XenIncoming {
         if std::mem::replace(&mut self.kept, true) {
             return;
         }
+        self.windows.clear();
         let removed = match self.finished.take() {
             Some(domain) => Domain::destroy(&*domain),
             None => builder::remove(&self.shared.host, self.domid),

@@ -31,7 +31,7 @@ use crate::{
         m2p::M2p,
         p2m::P2m,
         shared_info::{self, Arch},
-        sys::Mapping,
+        sys::{Mapping, Windows},
     },
 };
 
@@ -156,7 +156,8 @@ pub(super) fn nonsense(message: String) -> DomainError {
 pub(super) struct XenSource {
     view: Arc<View>,
     dirty: Box<dyn Tracker>,
-    /// Nothing of the domain may be mapped when it is destroyed.
+    windows: Windows,
+    /// Nothing of the domain may be mapped when it is destroyed, neither this nor in windows.
     shared_info: Option<Mapping>,
     /// As the domain said by suspending itself.
     start_info: Option<u64>,
@@ -189,6 +190,7 @@ impl XenSource {
         let _ = view.p2m.set(p2m.map_err(failed("reading of the domain's list of memory"))?);
         let dirty = super::track::tracker(&view, tracking)?;
         Ok(Self {
+            windows: Windows::new(&view.host().foreign, view.domid(), false),
             view,
             dirty,
             shared_info: Some(shared_info),
@@ -277,16 +279,12 @@ impl SourceDomain for XenSource {
     fn read_pages(&self, pfns: &[Pfn], types: &mut [PageType], pages: &mut [Page]) -> DomainResult<()> {
         let frames: Vec<u64> =
             pfns.iter().map(|pfn| self.view.p2m().frame(pfn.0).unwrap_or(P2m::NONE)).collect();
-        let (host, domid) = (self.view.host(), self.view.domid());
-        let (mapping, there) = host
-            .foreign
-            .map_what_is_there(domid, &frames)
-            .map_err(failed("mapping of the domain's memory"))?;
-        let kinds =
-            host.hypercalls.page_types(domid, &frames).map_err(failed("asking Xen for page types"))?;
+        let (hypercalls, domid) = (&self.view.host().hypercalls, self.view.domid());
+        let (window, there) = self.windows.show(&frames).map_err(failed("mapping of the domain's memory"))?;
+        let kinds = hypercalls.page_types(domid, &frames).map_err(failed("asking Xen for page types"))?;
         for (index, ((page, page_type), kind)) in pages.iter_mut().zip(types).zip(kinds).enumerate() {
             *page_type = if there[index] {
-                mapping.read(index * PAGE_SIZE, page);
+                window.read(index * PAGE_SIZE, page);
                 page_type_of(kind)
             } else {
                 PageType::Absent
@@ -371,6 +369,7 @@ impl SourceDomain for XenSource {
 
     fn destroy(&mut self) -> DomainResult<()> {
         self.shared_info = None;
+        self.windows.clear();
         super::Domain::destroy(&*self.view.domain).map_err(toolstack_failed)
     }
 }

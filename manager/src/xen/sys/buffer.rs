@@ -22,6 +22,7 @@ struct Handle {
 unsafe extern "C" {
     fn xencall_open(logger: *mut c_void, open_flags: u32) -> *mut Handle;
     fn xencall_close(handle: *mut Handle) -> c_int;
+    fn xencall2(handle: *mut Handle, op: u32, arg1: u64, arg2: u64) -> c_int;
     fn xencall4(handle: *mut Handle, op: u32, arg1: u64, arg2: u64, arg3: u64, arg4: u64) -> c_int;
     fn xencall_alloc_buffer_pages(handle: *mut Handle, pages: usize) -> *mut c_void;
     fn xencall_free_buffer_pages(handle: *mut Handle, pointer: *mut c_void, pages: usize);
@@ -29,6 +30,16 @@ unsafe extern "C" {
 
 /// `__HYPERVISOR_mmu_update`
 const MMU_UPDATE: u32 = 1;
+/// `__HYPERVISOR_multicall`
+const MULTICALL: u32 = 13;
+/// `__HYPERVISOR_update_va_mapping_otherdomain`
+const UPDATE_VA_MAPPING: u64 = 22;
+/// `UVMF_TLB_FLUSH | UVMF_ALL`: no processor remembers what was there.
+const FLUSH: u64 = 1 | 1 << 2;
+/// Words of a `multicall_entry`: operation, result, six arguments.
+const CALL_WORDS: usize = 8;
+/// Calls that fill a page, of which the library keeps some ready.
+const CALLS: usize = PAGE_SIZE / 8 / CALL_WORDS;
 
 /// The door to hypercalls that have no binding.
 #[derive(Debug)]
@@ -99,6 +110,59 @@ impl Calls {
         };
         super::check(result).map(drop)
     }
+
+    /// Sets entries of this process's own page tables, one for each page from the virtual address
+    /// `base` on, to frames of a domain; says which of them Xen has set.
+    ///
+    /// # Errors
+    /// If nothing can be asked of Xen.
+    ///
+    /// # Safety
+    /// The addresses belong to one mapping of foreign memory, to which nobody has a reference, and
+    /// whose page tables the kernel has made.
+    pub(super) unsafe fn set_own_entries(
+        &self,
+        base: u64,
+        domid: u32,
+        entries: &[u64],
+    ) -> io::Result<Vec<bool>> {
+        let mut done = Vec::with_capacity(entries.len());
+        let address = |index: usize| base + (index * PAGE_SIZE) as u64;
+        for chunk in entries.chunks(CALLS) {
+            let first = done.len();
+            let mut buffer = self.buffer(chunk.len() * CALL_WORDS)?;
+            for (index, (call, &entry)) in buffer.as_chunks_mut().0.iter_mut().zip(chunk).enumerate() {
+                let flush = if first + index + 1 == entries.len() { FLUSH } else { 0 };
+                *call = own_entry(address(first + index), entry, flush, domid);
+            }
+            // SAFETY: what is changed is the caller's.
+            unsafe { self.multicall(&mut buffer) }?;
+            done.extend(buffer.as_chunks::<CALL_WORDS>().0.iter().map(|call| call[1] == 0));
+        }
+        // Where the last one was refused, processors still remember what was there before.
+        if let (Some(false), Some(index)) = (done.last(), done.iter().rposition(|&done| done)) {
+            let mut buffer = self.buffer(CALL_WORDS)?;
+            buffer.copy_from_slice(&own_entry(address(index), entries[index], FLUSH, domid));
+            // SAFETY: as above; the entry is what it was.
+            unsafe { self.multicall(&mut buffer) }?;
+        }
+        Ok(done)
+    }
+
+    /// Makes several hypercalls; each leaves its result in its second word.
+    ///
+    /// # Safety
+    /// The calls do no harm.
+    unsafe fn multicall(&self, calls: &mut Buffer<'_>) -> io::Result<()> {
+        let (address, count) = (calls.base.as_ptr() as u64, calls.len() / CALL_WORDS);
+        // SAFETY: the buffer has as many structures `multicall_entry`.
+        super::check(unsafe { xencall2(self.handle.as_ptr(), MULTICALL, address, count as u64) }).map(drop)
+    }
+}
+
+/// The call that sets an entry of our own page tables to a frame of a domain.
+fn own_entry(address: u64, entry: u64, flush: u64, domid: u32) -> [u64; CALL_WORDS] {
+    [UPDATE_VA_MAPPING, 0, address, entry, flush, domid.into(), 0, 0]
 }
 
 /// Words that a hypercall can read and write; given back on drop.

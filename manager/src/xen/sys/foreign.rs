@@ -3,16 +3,34 @@
 //! What is mapped belongs to somebody else, who may change it at any moment. So there is never
 //! a Rust reference to it: bytes are copied in and out with volatile accesses, every one of
 //! them checked against the mapping's bounds.
+//!
+//! # Windows
+//! The kernel maps 16 pages with each hypercall, and when it unmaps them Xen has to emulate its
+//! write to each entry. So where pages are looked at in passing, as all of a domain's are when it
+//! moves, the place stays, and Xen is asked to put the next frames there: 64 with each hypercall,
+//! in one step with the removal of those before. The kernel keeps no account of such entries, which
+//! are marked as special, and removes whatever it finds there in the end.
 
 use std::{
     ffi::{c_int, c_void},
     io,
     marker::PhantomData,
+    ops::Deref,
     ptr::{self, NonNull},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use xen_proto::frame::PAGE_SIZE;
+use xen_proto::frame::{PAGE_SHIFT, PAGE_SIZE};
+
+use super::buffer::Calls;
+
+/// Present, the user's, accessed, dirty, special (the kernel's bit for pages that are none of its
+/// own), not to be executed: as the kernel maps foreign pages.
+const ENTRY: u64 = 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 63;
+/// In an entry: may be written to.
+const WRITABLE: u64 = 1 << 1;
+/// Frames have numbers below this, or would reach into an entry's other bits.
+const FRAMES: u64 = 1 << 40;
 
 #[repr(C)]
 struct Handle {
@@ -40,9 +58,11 @@ unsafe extern "C" {
 #[derive(Debug)]
 pub struct Foreign {
     handle: NonNull<Handle>,
+    calls: Calls,
 }
 
-// SAFETY: the library keeps nothing in the handle but a file descriptor, set at opening.
+// SAFETY: the library keeps nothing in the handle but a file descriptor, set at opening; hypercalls
+// come from any thread.
 unsafe impl Send for Foreign {}
 // SAFETY: as above.
 unsafe impl Sync for Foreign {}
@@ -63,7 +83,14 @@ impl Foreign {
         // SAFETY: a null logger is documented to mean stderr.
         let handle = unsafe { xenforeignmemory_open(ptr::null_mut(), 0) };
         let handle = NonNull::new(handle).ok_or_else(io::Error::last_os_error)?;
-        Ok(Arc::new(Self { handle }))
+        match Calls::open() {
+            Ok(calls) => Ok(Arc::new(Self { handle, calls })),
+            Err(error) => {
+                // SAFETY: opened above, and nobody else has it.
+                unsafe { xenforeignmemory_close(handle.as_ptr()) };
+                Err(error)
+            }
+        }
     }
 
     /// Maps machine frames of a domain one behind the other, to read and write.
@@ -121,14 +148,120 @@ impl Foreign {
             )
         };
         let base = NonNull::new(base.cast()).ok_or_else(io::Error::last_os_error)?;
-        Ok(Mapping { base, len: frames.len() * PAGE_SIZE, from: From::Foreign(self.clone()) })
+        let room = frames.len();
+        Ok(Mapping { base, room, len: room * PAGE_SIZE, from: From::Foreign(self.clone()) })
+    }
+}
+
+/// Where pages of a domain are looked at in passing; see the [module](self).
+///
+/// What was looked at last may stay mapped until [`clear`](Self::clear).
+#[derive(Debug)]
+pub struct Windows {
+    foreign: Arc<Foreign>,
+    domid: u32,
+    writable: bool,
+    /// Those that nobody looks through.
+    idle: Mutex<Vec<Mapping>>,
+}
+
+impl Drop for Windows {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+impl Windows {
+    /// Windows onto a domain, as many as are looked through at a time; to read only, or to write
+    /// as well.
+    pub fn new(foreign: &Arc<Foreign>, domid: u32, writable: bool) -> Self {
+        Self { foreign: foreign.clone(), domid, writable, idle: Mutex::default() }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Mapping>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entry(&self, frame: u64) -> u64 {
+        let writable = if self.writable { WRITABLE } else { 0 };
+        if frame < FRAMES { frame << PAGE_SHIFT | ENTRY | writable } else { 0 }
+    }
+
+    /// Shows machine frames one behind the other, as far as they are the domain's, and says which
+    /// are. Looking at one of the others ends the daemon, or shows any page of the domain.
+    ///
+    /// # Errors
+    /// If there is no room for the window.
+    pub fn show(&self, frames: &[u64]) -> io::Result<(Window<'_>, Vec<bool>)> {
+        let found = {
+            let mut idle = self.idle();
+            let index = idle.iter().position(|window| window.room >= frames.len());
+            index.map(|index| idle.swap_remove(index))
+        };
+        let (mapping, there) = match found {
+            None => {
+                let protection = libc::PROT_READ | if self.writable { libc::PROT_WRITE } else { 0 };
+                let mut errors = vec![0; frames.len()];
+                let mapping = self.foreign.map_as(self.domid, frames, protection, errors.as_mut_ptr())?;
+                (mapping, errors.into_iter().map(|error| error == 0).collect())
+            }
+            Some(mut mapping) => {
+                let entries: Vec<u64> = frames.iter().map(|&frame| self.entry(frame)).collect();
+                let mut there = self.set(&mapping, &entries)?;
+                there.iter_mut().zip(entries).for_each(|(there, entry)| *there &= entry != 0);
+                mapping.len = frames.len() * PAGE_SIZE;
+                (mapping, there)
+            }
+        };
+        Ok((Window { windows: self, mapping: Some(mapping) }, there))
+    }
+
+    fn set(&self, window: &Mapping, entries: &[u64]) -> io::Result<Vec<bool>> {
+        debug_assert!(entries.len() <= window.room);
+        // SAFETY: the window was mapped by the kernel with room for as many pages, and is nobody
+        // else's: it was taken out of the list, or the list is locked.
+        unsafe { self.foreign.calls.set_own_entries(window.base.as_ptr() as u64, self.domid, entries) }
+    }
+
+    /// Nothing that is not looked at just now stays mapped.
+    pub fn clear(&self) {
+        self.idle().retain_mut(|window| {
+            // One that cannot be cleared is unmapped.
+            window.len = 0;
+            self.set(window, &vec![0; window.room]).is_ok_and(|done| done.iter().all(|&done| done))
+        });
+    }
+}
+
+/// What is seen through a window; another look may follow when this is dropped.
+#[derive(Debug)]
+pub struct Window<'a> {
+    windows: &'a Windows,
+    /// There until it is dropped.
+    mapping: Option<Mapping>,
+}
+
+impl Deref for Window<'_> {
+    type Target = Mapping;
+
+    fn deref(&self) -> &Mapping {
+        self.mapping.as_ref().expect("it is there until the drop")
+    }
+}
+
+impl Drop for Window<'_> {
+    fn drop(&mut self) {
+        self.windows.idle().extend(self.mapping.take());
     }
 }
 
 /// Mapped pages of another domain; unmapped on drop.
 #[derive(Debug)]
 pub struct Mapping {
+    /// Pages that it has room for.
+    room: usize,
     base: NonNull<u8>,
+    /// Bytes of them that are in use.
     len: usize,
     from: From,
 }
@@ -151,13 +284,9 @@ unsafe impl Sync for Mapping {}
 impl Drop for Mapping {
     fn drop(&mut self) {
         match &self.from {
-            // SAFETY: mapped in `Foreign::map` with this length; nobody keeps a pointer.
+            // SAFETY: mapped in `Foreign::map_as` with as many pages; nobody keeps a pointer.
             From::Foreign(foreign) => unsafe {
-                xenforeignmemory_unmap(
-                    foreign.handle.as_ptr(),
-                    self.base.as_ptr().cast(),
-                    self.len / PAGE_SIZE,
-                );
+                xenforeignmemory_unmap(foreign.handle.as_ptr(), self.base.as_ptr().cast(), self.room);
             },
             #[cfg(test)]
             // SAFETY: leaked from a box of as many words in `for_test`.
@@ -174,7 +303,7 @@ impl Mapping {
     #[cfg(test)]
     pub(crate) fn for_test(pages: usize) -> Self {
         let words = Box::leak(vec![0u64; pages * PAGE_SIZE / 8].into_boxed_slice());
-        Self { base: NonNull::from(words).cast(), len: pages * PAGE_SIZE, from: From::Heap }
+        Self { base: NonNull::from(words).cast(), room: pages, len: pages * PAGE_SIZE, from: From::Heap }
     }
 
     /// Pointer to `len` bytes at `offset`.
