@@ -35,6 +35,8 @@ pub struct Stack<T> {
     udp: Slab<Udp>,
     /// Datagram sockets that wait for room.
     udp_waiting: Vec<usize>,
+    /// Whether datagrams have been given to cards that have not been told of them.
+    udp_sent: bool,
     /// What smoltcp answers when nobody of ours does.
     nobody: SocketSet<'static>,
     random: Random,
@@ -73,6 +75,7 @@ impl<T: Transmit> Stack<T> {
             tcp: Tcp::new(memory_max, Flows::new(array::from_fn(|_| random.next()))),
             udp: Slab::new(),
             udp_waiting: Vec::new(),
+            udp_sent: false,
             nobody: SocketSet::new(vec![]),
             random,
         }
@@ -237,6 +240,7 @@ impl<T: Transmit> Stack<T> {
             }
         }
         self.interfaces.iter_mut().for_each(Interface::flush);
+        self.udp_sent = false;
         self.wake_udp_writers();
     }
 
@@ -264,7 +268,7 @@ impl<T: Transmit> Stack<T> {
     /// Whether something waits for room in a card, so that [`Self::send`] is to be called
     /// when there is some, or for its first turn.
     pub fn is_stalled(&self) -> bool {
-        self.tcp.is_dirty() || !self.udp_waiting.is_empty()
+        self.tcp.is_dirty() || !self.udp_waiting.is_empty() || self.udp_sent
     }
 
     /// When [`Self::send`] has something to do that is not caused by anything else.
@@ -368,6 +372,7 @@ impl<T: Transmit> Stack<T> {
             return Poll::Pending;
         }
         let from = SocketAddr::new(source, local.port());
+        self.udp_sent = true;
         Poll::Ready(udp::send(interface, from, to, payload, now))
     }
 

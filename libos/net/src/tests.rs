@@ -710,6 +710,20 @@ fn datagrams_find_their_sockets() {
 }
 
 #[test]
+fn a_datagram_leaves_also_when_nothing_else_happens() {
+    let (server, mut client) = hosts();
+    let theirs = client.stack.udp_bind(SocketAddr::new(client.ipv4(), 0)).unwrap();
+    for turn in 0..2 {
+        assert!(!client.stack.is_stalled());
+        let to = SocketAddr::new(server.ipv4(), 53);
+        assert!(client.stack.poll_send_to(theirs, b"who?", to, at(turn), Waker::noop()).is_ready());
+        assert!(client.stack.is_stalled(), "it waits for the cards' turn");
+        client.stack.send(at(turn));
+    }
+    assert!(!client.stack.is_stalled());
+}
+
+#[test]
 fn datagrams_that_nobody_reads_are_bounded() {
     let (mut server, mut client) = hosts();
     let ours = server.stack.udp_bind(SocketAddr::new(server.ipv4(), 53)).unwrap();
