@@ -158,9 +158,8 @@ impl Pair {
         let image = image.to_str().context("the tree's path is text")?;
         let memory = format!("{mib}m");
         let mut command = vec!["run", "-d", "--name", name, "-m", &memory];
-        if vif {
-            command.extend(["--network", "default"]);
-        }
+        // Without a word it would be in the default network.
+        command.extend(["--network", if vif { "default" } else { "none" }]);
         command.push(image);
         command.extend(args);
         let output = self.nodes[node].fcap().call(&command);
@@ -232,38 +231,55 @@ impl Pair {
         Ok(median(&rates))
     }
 
-    /// By how much tracking slows a capsule down that does nothing but write to memory.
+    /// By how much tracking slows a capsule down that does nothing but write to memory: pages that it
+    /// writes to in a second of processor time of its own, so that what copying takes does not count.
     fn slowdown(&self, dirty: &str) -> anyhow::Result<f64> {
         self.start(0, "writing", 16, false, &["write", "4"])?;
+        std::thread::sleep(Duration::from_secs(1));
+        let start = self.look("writing")?;
         std::thread::sleep(Duration::from_secs(4));
-        let before = now_ns();
-        // So slowly that what is measured is the tracking and not the copying.
-        let args = ["migrate", "--dirty", dirty, "--rate", "512k", "writing", self.nodes[1].name()];
-        let mut moving = self.nodes[0].cloud_fcap(&args).stderr(std::process::Stdio::null()).spawn()?;
-        std::thread::sleep(Duration::from_secs(6));
-        let after = now_ns();
-        // The attempt ends with its client.
-        moving.kill()?;
-        moving.wait()?;
+        let untracked = self.look("writing")?;
+        // All rounds of an attempt that comes to nothing. So slow a copy leaves it the processor.
+        let hopeless = ["--rate", "4m", "--max-downtime", "1", "-q"];
+        let moving =
+            [&["migrate", "--dirty", dirty], &hopeless[..], &["writing", self.nodes[1].name()]].concat();
+        let output = self.nodes[0].cloud_fcap(&moving).output()?;
+        let tracked = self.look("writing")?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(told.contains("further rounds gain nothing"), "it has not stayed for its writing: {told}");
         let log = self.log(0, "writing");
         self.remove(0, "writing");
-        let rate = |from: u128, to: u128| {
-            let (mut pages, mut ns) = (0.0, 0.0);
-            for line in log.lines() {
-                if let ["pages", at, count, took] = line.split_whitespace().collect::<Vec<_>>()[..]
-                    && (from..to).contains(&at.parse::<u128>()?)
-                {
-                    pages += count.parse::<f64>()?;
-                    ns += took.parse::<f64>()?;
-                }
-            }
-            ensure!(ns > 0.0, "it says nothing of its writes: {log:?}");
-            Ok(pages / ns)
+        let rate = |from: (u128, u64), to: (u128, u64)| {
+            Ok::<_, anyhow::Error>((written(&log, to.0)? - written(&log, from.0)?) / (to.1 - from.1) as f64)
         };
-        let second = 1_000_000_000;
-        let (untracked, tracked) = (rate(before - 3 * second, before)?, rate(before + second, after)?);
-        Ok((1.0 - tracked / untracked).max(0.0))
+        Ok((1.0 - rate(untracked, tracked)? / rate(start, untracked)?).max(0.0))
     }
+
+    /// The time, and what processor time a capsule has used by then.
+    fn look(&self, capsule: &str) -> anyhow::Result<(u128, u64)> {
+        let found: Capsule =
+            self.apis[0].get(&format!("/v1/capsules/{capsule}")).map_err(anyhow::Error::msg)?;
+        let at = now_ns();
+        // It has said by then what it had written until now.
+        std::thread::sleep(CLOCKS + Duration::from_millis(300));
+        Ok((at, found.cpu_time_ns))
+    }
+}
+
+/// Pages written until then, by what a guest says of them: `pages TIME COUNT NANOSECONDS`, count and
+/// duration since the line before.
+fn written(log: &str, until: u128) -> anyhow::Result<f64> {
+    let mut total = 0.0;
+    for line in log.lines() {
+        let ["pages", at, count, took] = line.split_whitespace().collect::<Vec<_>>()[..] else { continue };
+        let (at, count, took): (u128, f64, f64) = (at.parse()?, count.parse()?, took.parse()?);
+        let lacking = at.saturating_sub(until) as f64 / took;
+        if lacking >= 1.0 {
+            return Ok(total);
+        }
+        total += count * (1.0 - lacking);
+    }
+    bail!("the guest does not say what it has written until {until}: {log:?}")
 }
 
 /// Milliseconds in all, without the application, and without an answer to a client; what was told.
@@ -504,6 +520,15 @@ fn plot(compared: &[Compared]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_written_is_counted_up_to_a_moment_within_a_line() {
+        let log = "ready\npages 1000 10 500\npages 2000 20 1000\npages 3000 40 1000";
+        assert_eq!(written(log, 1000).unwrap(), 10.0);
+        assert_eq!(written(log, 1250).unwrap(), 15.0);
+        assert_eq!(written(log, 2000).unwrap(), 30.0);
+        assert!(written(log, 3001).is_err());
+    }
 
     #[test]
     fn the_longest_pause_since_then_counts() {

@@ -162,7 +162,7 @@ async fn write(bytes: usize) -> Result<(), String> {
             if count.is_multiple_of(1024) {
                 task::yield_now().await;
                 let took = began.elapsed();
-                if took > Duration::from_millis(200) {
+                if took > Duration::from_millis(50) {
                     println!("pages {} {count} {}", now_ns(), took.as_nanos());
                     (count, began) = (0, Instant::now());
                 }
