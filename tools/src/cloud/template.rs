@@ -97,7 +97,8 @@ fn key(image: &NodeImage, flavor: &Flavor, accelerator: Accelerator) -> Result<S
     let qemu = qemu::find()?;
     let meta = fs::metadata(&qemu).at("look at", &qemu)?;
     let mut hash = Sha256::new();
-    hash.update(format!("{FORMAT} {} {flavor:?} {accelerator:?} {}", image.digest, processor()));
+    let arguments = accelerator.arguments();
+    hash.update(format!("{FORMAT} {} {flavor:?} {arguments:?} {}", image.digest, processor()));
     // Asking QEMU for its version would take longer than a clone.
     hash.update(format!("{} {} {:?}", qemu.display(), meta.len(), meta.modified().ok()));
     let digest: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
