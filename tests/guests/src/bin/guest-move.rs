@@ -1,8 +1,9 @@
 //! Notices how it is moved, for measurements.
 //!
 //! `guest-move rest MIB noise|words` fills that much memory with bytes that cannot be packed, or
-//! with a text, says "ready", and looks at its clocks every millisecond: when more than [`GAP`] has passed on the wall clock
-//! since the last time, it says how much by that clock and by its own. It answers datagrams at
+//! with a text, says "ready", and looks at its clocks every millisecond. When it finds itself in
+//! another domain, it says how much has passed since the last time, by the wall clock (which may be
+//! another one there: less than nothing may have passed) and by its own. It answers datagrams at
 //! [`PORT`] if it has a network. `guest-move ask ADDRESS` sends such a datagram every five
 //! milliseconds, and says for how long no answer came. `guest-move write MIB` writes to each page
 //! of that much memory in turn, and says how many it has done in a while. All times are in
@@ -13,12 +14,14 @@
 extern crate alloc;
 
 use alloc::rc::Rc;
+use core::cell::Cell;
+
 use libos::prelude::*;
 use libos::time::{self, Duration, Instant, SystemTime};
-use libos::{env, net, random, spawn, task};
+use libos::{env, lifecycle, net, random, spawn, task};
 
 const PORT: u16 = 7;
-/// Shorter pauses are the scheduler's.
+/// Shorter silences are the scheduler's.
 const GAP: Duration = Duration::from_millis(10);
 /// Bytes of a page.
 const PAGE: usize = 4096;
@@ -91,17 +94,20 @@ async fn rest(bytes: usize, content: &str) -> Result<(), String> {
             let _ = answer().await;
         });
     }
+    let moved = Rc::new(Cell::new(false));
+    lifecycle::on_resume({
+        let moved = moved.clone();
+        move |_| moved.set(true)
+    });
     println!("ready");
-    let (mut wall, mut own) = (SystemTime::now(), Instant::now());
+    let (mut wall, mut own) = (now_ns(), Instant::now());
     let mut ticks = time::interval(Duration::from_millis(1));
     loop {
         ticks.tick().await;
-        let now = (SystemTime::now(), Instant::now());
-        // Two nodes' wall clocks differ: it may have gone back.
-        let by_wall = now.0.duration_since(wall).unwrap_or_default();
-        let by_own = now.1.duration_since(own);
-        if by_wall > GAP || by_own > GAP {
-            println!("gap {} {} {}", now_ns(), by_wall.as_nanos(), by_own.as_nanos());
+        let now = (now_ns(), Instant::now());
+        if moved.take() {
+            let by_wall = now.0 as i128 - wall as i128;
+            println!("moved {} {by_wall} {}", now.0, now.1.duration_since(own).as_nanos());
         }
         (wall, own) = now;
         // Else it is memory that nobody needs.

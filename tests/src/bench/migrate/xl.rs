@@ -79,7 +79,7 @@ impl<'a> Xl<'a> {
             let start = Instant::now();
             nodes[from].sh(&command)?;
             let total_ms = ms(start.elapsed());
-            let app_ms = figure(&nodes[to], "peer", "gap", since)?;
+            let app_ms = figure(&nodes[to], "peer", "moved", since)?;
             let client_ms = load.vif.then(|| figure(&nodes[0], "client", "silence", since)).transpose()?;
             ways.push((total_ms, app_ms, client_ms, Default::default()));
         }
