@@ -143,6 +143,9 @@ const FIRST_BATCHES: usize = 4;
 /// is packed in any case.
 const PROBE_EVERY: usize = 16;
 
+/// One that packs better takes so many times as long, at least.
+const HEAVIER: f64 = 2.0;
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Average(Option<f64>);
 
@@ -191,15 +194,13 @@ impl Chooser {
         }
         let batch = self.batches;
         self.batches = batch.wrapping_add(1);
-        // By turns, so that something is known of all of them.
-        let (in_turn, _) = self.packers[batch / PROBE_EVERY % self.packers.len()];
-        let (in_first_turn, _) = self.packers[batch % self.packers.len()];
-        let Some(send) = self.send_cost.0 else { return in_first_turn };
+        let Some(send) = self.send_cost.0 else { return self.cheapest() };
         if batch < FIRST_BATCHES {
-            return in_first_turn;
+            return self.in_turn(batch, send);
         }
         if batch.is_multiple_of(PROBE_EVERY) {
-            return in_turn;
+            // By turns, so that something is known of all of them.
+            return self.in_turn(batch / PROBE_EVERY, send);
         }
         let costs = self.packers.iter().filter_map(|(encoding, cost)| {
             // Seconds for each byte, packed and sent.
@@ -207,6 +208,23 @@ impl Chooser {
         });
         let least = costs.min_by(|(_, one), (_, other)| one.total_cmp(other));
         least.filter(|(_, cost)| *cost < send).map_or(Encoding::Raw, |(encoding, _)| encoding)
+    }
+
+    fn cheapest(&self) -> Encoding {
+        self.packers.last().map_or(Encoding::Raw, |(encoding, _)| *encoding)
+    }
+
+    /// The one whose turn it is to be tried, of those that may gain something.
+    fn in_turn(&self, turn: usize, send: f64) -> Encoding {
+        let may_gain =
+            |at: &usize| match self.packers.get(at + 1).map(|(_, cost)| (cost.time.0, cost.ratio.0)) {
+                // All that it could save is what the cheaper one leaves.
+                Some((Some(time), Some(ratio))) => send * ratio > HEAVIER * time,
+                Some(_) => false,
+                None => true,
+            };
+        let worth: Vec<usize> = (0..self.packers.len()).filter(may_gain).collect();
+        worth.get(turn % worth.len().max(1)).map_or(Encoding::Raw, |&at| self.packers[at].0)
     }
 
     /// What packing a batch took; `packed` equals `bytes` if it did not get smaller.
