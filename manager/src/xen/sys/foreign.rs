@@ -153,7 +153,7 @@ impl Foreign {
     }
 }
 
-/// Where pages of a domain are looked at in passing; see the [module](self).
+/// Where pages of a domain are looked at in passing, each batch in the place of the one before.
 ///
 /// What was looked at last may stay mapped until [`clear`](Self::clear).
 #[derive(Debug)]
