@@ -310,8 +310,9 @@ mod tests {
     fn the_slower_the_link_the_more_pages_are_packed() {
         let [_, _, zstd] = chosen(10.0);
         assert!(zstd > 950, "{zstd}");
-        let [_, lz4, _] = chosen(150.0);
-        assert!(lz4 > 900, "{lz4}");
+        // What LZ4 leaves is sent sooner than Zstandard would be done.
+        let [_, lz4, zstd] = chosen(150.0);
+        assert!(lz4 > 900 && zstd == 0, "{lz4} {zstd}");
         let [raw, ..] = chosen(2000.0);
         assert!(raw > 900, "{raw}");
     }

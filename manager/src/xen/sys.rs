@@ -103,8 +103,8 @@ pub fn set_niceness(niceness: i32) -> io::Result<()> {
 }
 
 /// Has the C library keep some of the memory that is freed. By default it gives everything above
-/// 128 KiB back, and each page that is asked for again costs a PV kernel a fault and two hypercalls:
-/// with each record of a move that passes.
+/// 128 KiB back, and each page that is asked for again costs a PV kernel a fault and
+/// Xen's help with the entry: with each record of a move that passes.
 pub fn keep_freed_memory() {
     const KEPT: c_int = 4 << 20;
     for (parameter, value) in

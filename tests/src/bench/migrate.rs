@@ -235,7 +235,7 @@ impl Pair {
     /// writes to in a second of processor time of its own, so that what copying takes does not count.
     fn slowdown(&self, dirty: &str) -> anyhow::Result<f64> {
         self.start(0, "writing", 16, false, &["write", "4"])?;
-        std::thread::sleep(Duration::from_secs(1));
+        self.wait_for_written("writing", 0)?;
         let start = self.look("writing")?;
         std::thread::sleep(Duration::from_secs(4));
         let untracked = self.look("writing")?;
@@ -247,6 +247,7 @@ impl Pair {
         let tracked = self.look("writing")?;
         let told = String::from_utf8_lossy(&output.stderr);
         ensure!(told.contains("further rounds gain nothing"), "it has not stayed for its writing: {told}");
+        self.wait_for_written("writing", tracked.0)?;
         let log = self.log(0, "writing");
         self.remove(0, "writing");
         let rate = |from: (u128, u64), to: (u128, u64)| {
@@ -259,10 +260,14 @@ impl Pair {
     fn look(&self, capsule: &str) -> anyhow::Result<(u128, u64)> {
         let found: Capsule =
             self.apis[0].get(&format!("/v1/capsules/{capsule}")).map_err(anyhow::Error::msg)?;
-        let at = now_ns();
-        // It has said by then what it had written until now.
-        std::thread::sleep(CLOCKS + Duration::from_millis(300));
-        Ok((at, found.cpu_time_ns))
+        Ok((now_ns(), found.cpu_time_ns))
+    }
+
+    /// Waits until a guest has said what it had written by then.
+    fn wait_for_written(&self, capsule: &str, until: u128) -> anyhow::Result<()> {
+        rig::wait_until(&format!("{capsule} says what it has written"), || {
+            Ok(written(&self.log(0, capsule), until).is_ok())
+        })
     }
 }
 

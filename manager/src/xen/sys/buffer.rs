@@ -152,7 +152,7 @@ impl Calls {
     /// Makes several hypercalls; each leaves its result in its second word.
     ///
     /// # Safety
-    /// The calls do no harm.
+    /// Whatever the calls name is the caller's to change.
     unsafe fn multicall(&self, calls: &mut Buffer<'_>) -> io::Result<()> {
         let (address, count) = (calls.base.as_ptr() as u64, calls.len() / CALL_WORDS);
         // SAFETY: the buffer has as many structures `multicall_entry`.

@@ -226,6 +226,10 @@ impl Windows {
     /// Nothing that is not looked at just now stays mapped.
     pub fn clear(&self) {
         self.idle().retain_mut(|window| {
+            // Nothing has been shown since it was cleared.
+            if window.len == 0 {
+                return true;
+            }
             // One that cannot be cleared is unmapped.
             window.len = 0;
             self.set(window, &vec![0; window.room]).is_ok_and(|done| done.iter().all(|&done| done))

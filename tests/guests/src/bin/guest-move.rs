@@ -97,7 +97,7 @@ async fn rest(bytes: usize, content: &str) -> Result<(), String> {
     let moved = Rc::new(Cell::new(false));
     lifecycle::on_resume({
         let moved = moved.clone();
-        move |_| moved.set(true)
+        move |place| moved.set(place != lifecycle::Where::Cancelled)
     });
     println!("ready");
     let (mut wall, mut own) = (now_ns(), Instant::now());
