@@ -367,9 +367,10 @@ async fn follow_backend(at: usize, mut again: bool) -> Result<(), Failure> {
     let mut own = State::Initialising;
     loop {
         match step(own, device.backend_state().await) {
-            Step::Wait => {
+            Step::Wait => device.changed().await,
+            Step::Speak => {
+                with(|network| network.cards[at].receiver.as_mut().map(Receiver::speak));
                 device.changed().await;
-                continue;
             }
             Step::Connect => {
                 let (sender, receiver) = netfront::connect(&device).await?;

@@ -344,6 +344,8 @@ pub(crate) struct Receiver {
     port: Port,
     /// The backend wants an event.
     notify: Rc<Cell<bool>>,
+    /// The backend may be sent events.
+    speaks: bool,
     moderation: Moderation,
 }
 
@@ -467,9 +469,15 @@ impl Receiver {
 
     /// Sends the event that the backend wants, for both directions.
     pub(crate) fn notify(&self) {
-        if self.notify.take() {
+        if self.speaks && self.notify.take() {
             self.port.notify();
         }
+    }
+
+    /// Sends events from now on, and the one that the backend has wanted by now.
+    pub(crate) fn speak(&mut self) {
+        self.speaks = true;
+        self.notify();
     }
 }
 
@@ -527,6 +535,7 @@ pub(crate) async fn connect(device: &Device) -> Result<(Sender, Receiver), Failu
         scratch: Vec::new(),
         port: Port::alloc_unbound(DomId::DOM0)?,
         notify,
+        speaks: false,
         moderation: Moderation::default(),
     };
     receiver.post();

@@ -45,6 +45,11 @@ pub enum Step {
     Wait,
     /// Offer rings, and go to [`State::Connected`].
     Connect,
+    /// Wait for another state; from now on the backend may be sent events.
+    ///
+    /// Not earlier: Linux's netback has its interrupt off between binding the event channel and
+    /// being up. An event of that time leaves the channel masked for ever, with late EOI.
+    Speak,
     /// Take rings back, and go to [`State::Closed`].
     Close,
     /// Go to [`State::Initialising`], so that the backend begins anew.
@@ -57,6 +62,7 @@ pub fn step(own: State, backend: Option<State>) -> Step {
     match (own, backend) {
         (Initialising, Some(InitWait | Connected)) => Step::Connect,
         (Connected, None | Some(Closing | Closed)) => Step::Close,
+        (Connected, Some(Connected)) => Step::Speak,
         (Closed, Some(Initialising | InitWait)) => Step::Begin,
         _ => Step::Wait,
     }
@@ -85,7 +91,7 @@ mod tests {
         assert_eq!(step(State::Initialising, Some(State::Initialising)), Step::Wait);
         assert_eq!(step(State::Initialising, Some(State::InitWait)), Step::Connect);
         assert_eq!(step(State::Connected, Some(State::InitWait)), Step::Wait);
-        assert_eq!(step(State::Connected, Some(State::Connected)), Step::Wait);
+        assert_eq!(step(State::Connected, Some(State::Connected)), Step::Speak);
         assert_eq!(step(State::Connected, Some(State::Closing)), Step::Close);
         assert_eq!(step(State::Connected, None), Step::Close);
         assert_eq!(step(State::Closed, Some(State::Closed)), Step::Wait);
