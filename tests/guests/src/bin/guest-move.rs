@@ -6,7 +6,7 @@
 //! another one there: less than nothing may have passed) and by its own. It answers datagrams at
 //! [`PORT`] if it has a network. `guest-move ask ADDRESS` sends such a datagram every five
 //! milliseconds, and says for how long no answer came. `guest-move write MIB` writes to each page
-//! of that much memory in turn, and says how many it has done in a while. All times are in
+//! of that much memory every [`SWEEP`], and says how many it has done in a while. All times are in
 //! nanoseconds, and the first in each line is when it was, since 1970.
 #![no_std]
 #![no_main]
@@ -18,11 +18,13 @@ use core::cell::Cell;
 
 use libos::prelude::*;
 use libos::time::{self, Duration, Instant, SystemTime};
-use libos::{env, lifecycle, net, random, spawn, task};
+use libos::{env, lifecycle, net, random, spawn};
 
 const PORT: u16 = 7;
 /// Shorter silences are the scheduler's.
 const GAP: Duration = Duration::from_millis(10);
+/// From one writing to all pages to the next.
+const SWEEP: Duration = Duration::from_millis(5);
 /// Bytes of a page.
 const PAGE: usize = 4096;
 
@@ -158,21 +160,20 @@ async fn write(bytes: usize) -> Result<(), String> {
     // It cannot be packed, so that copying all of it takes the time that the link's rate says.
     fill(&mut memory, "noise")?;
     println!("ready");
-    let mut count = 0_u64;
+    let mut count = 0;
     let mut began = Instant::now();
+    let mut ticks = time::interval(SWEEP);
     for turn in 0_u64.. {
+        ticks.tick().await;
         for page in memory.chunks_mut(PAGE) {
             // Volatile would do as well; what counts is that it is written each time.
             core::hint::black_box(page)[0] = turn as u8;
             count += 1;
-            if count.is_multiple_of(1024) {
-                task::yield_now().await;
-                let took = began.elapsed();
-                if took > Duration::from_millis(50) {
-                    println!("pages {} {count} {}", now_ns(), took.as_nanos());
-                    (count, began) = (0, Instant::now());
-                }
-            }
+        }
+        let took = began.elapsed();
+        if took > Duration::from_millis(50) {
+            println!("pages {} {count} {}", now_ns(), took.as_nanos());
+            (count, began) = (0, Instant::now());
         }
     }
     Ok(())
