@@ -49,7 +49,12 @@ impl Run {
         let mut told = None;
         let mut failure = String::new();
         for tried in 0..TRIES {
-            let capsule = match self.locate(this).await? {
+            let found = if tried == 0 { self.at_source(this).await } else { None };
+            let place = match found {
+                Some(capsule) => Place::Source(Box::new(capsule)),
+                None => self.locate(this).await?,
+            };
+            let capsule = match place {
                 Place::Destination(capsule) => {
                     self.arrived(this, &capsule).await?;
                     return Ok(told);
@@ -79,6 +84,10 @@ impl Run {
                 tried = self.attempt(step, this, &capsule) => tried,
             };
             match tried {
+                // A port that a node has chosen may be another one there.
+                Ok(Some(note)) if capsule.ports.is_empty() => {
+                    return self.arrived(this, &capsule).await.map(|()| Some(note));
+                }
                 Ok(note) => told = note,
                 Err(Broken::Refused(why)) => return Err(Stop::Failed(why)),
                 Err(Broken::Off(why)) => failure = why,
@@ -90,6 +99,7 @@ impl Run {
         }
     }
 
+    /// Tries it once; what is worth saying if it has arrived, nothing if that has to be found out.
     async fn attempt(
         &self,
         step: usize,
@@ -108,6 +118,8 @@ impl Run {
                 Progress::Round(Round { round, dirty, .. }) => {
                     self.note(step, format!("round {round}: {dirty} pages to go"));
                 }
+                // The nodes have to agree on it.
+                Progress::Done(moved) if moved.unsettled => return Ok(None),
                 Progress::Done(moved) => {
                     return Ok(Some(format!(
                         "{:.0} ms in all, {:.1} ms of downtime",
@@ -119,6 +131,13 @@ impl Run {
             }
         }
         Err(Broken::Off(format!("node {} did not say what became of it", this.from)))
+    }
+
+    /// The capsule, if it runs at the source. Who is wrong about that, because an earlier controller
+    /// has begun to move it, is refused by the source.
+    async fn at_source(&self, this: &Move) -> Option<Capsule> {
+        let found = self.executor.ask_for(&this.from, &this.capsule).await.ok().flatten();
+        found.filter(|capsule| capsule.state == State::Running)
     }
 
     /// Asks both nodes until they agree on where the capsule is.
