@@ -436,16 +436,15 @@ pub fn recover(daemon: &Daemon, found: &super::journal::Found) -> anyhow::Result
     let kept: Vec<CapsuleId> =
         daemon.store.load()?.into_iter().map(|loaded| loaded.saved.config.id).collect();
     let domains = daemon.domains()?;
-    for (attempt, claim) in &found.taken {
+    for (attempt, claim) in found.taken_now(&kept) {
         let id = claim.saved.config.id;
         let Some(info) = domains.get(&id.0) else { continue };
-        if !kept.contains(&id) {
-            daemon.store.save(&claim.saved)?;
-        }
         if info.paused && info.shutdown.is_none() && !claim.saved.progress.paused {
             tracing::info!(capsule = %id, attempt = %CapsuleId(*attempt), "a capsule that has come is let run");
             daemon.toolstack.activate(info.domid)?;
         }
+        // Not before it runs: whoever finds it kept takes it as it is.
+        daemon.store.save(&claim.saved)?;
     }
     for (attempt, begun) in &found.begun {
         let taken = found.taken.iter().any(|(other, _)| other == attempt);

@@ -7,6 +7,9 @@
 //! | `ATTEMPT.in` | the destination has taken it: its claim, with all that it has to know of the capsule |
 //!
 //! Files are written whole, and are on the disk before the next step is taken.
+//!
+//! A claim of a destination stays until its source has heard of it, which may be never: the capsule
+//! may have left meanwhile, or be arriving once more. By then it says nothing of what is here.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -66,6 +69,18 @@ pub struct Found {
     pub begun: Vec<(Attempt, Begun)>,
     /// Capsules that were taken.
     pub taken: Vec<(Attempt, In)>,
+}
+
+impl Found {
+    /// Those claims whose capsule is here because of them, and is not kept yet: neither has the
+    /// capsule been taken up since, nor has another attempt brought what there is of it.
+    pub fn taken_now(&self, kept: &[CapsuleId]) -> impl Iterator<Item = &(Attempt, In)> {
+        self.taken.iter().filter(|(attempt, claim)| {
+            let id = claim.saved.config.id;
+            let another = |(other, begun): &(Attempt, Begun)| begun.capsule == id && other != attempt;
+            !kept.contains(&id) && !self.begun.iter().any(another)
+        })
+    }
 }
 
 /// An attempt's number in 32 hex digits.
@@ -196,6 +211,36 @@ mod tests {
         journal.remove(&[8; 16], "begun").unwrap();
         assert!(journal.load().unwrap().out.is_empty());
         assert_eq!(fs::read_dir(journal.directory()).unwrap().count(), 0);
+    }
+
+    fn claim(id: CapsuleId) -> In {
+        let saved = serde_json::json!({
+            "config": {
+                "id": id, "name": "web", "image": "", "image_name": "", "kind": "capsule", "args": [],
+                "env": {}, "labels": {}, "memory_kib": 4096, "vcpus": 1, "cpu_cap": 0, "weight": 256,
+                "restart": fcap_api::RestartPolicy::No, "remove": false, "stdin": false, "created_ms": 0
+            },
+            "progress": crate::store::Progress::default()
+        });
+        In { saved: serde_json::from_value(saved).unwrap(), source: "node1".into() }
+    }
+
+    #[test]
+    fn a_claim_says_nothing_of_what_came_or_comes_after_it() {
+        let (id, old, new) = (CapsuleId([1; 16]), [7; 16], [8; 16]);
+        let begun = Begun { capsule: id };
+        let claims = |found: &Found, kept: &[CapsuleId]| {
+            found.taken_now(kept).map(|(attempt, _)| *attempt).collect::<Vec<_>>()
+        };
+        let mut found = Found { taken: vec![(old, claim(id))], ..Found::default() };
+        assert_eq!(claims(&found, &[]), [old]);
+        assert!(claims(&found, &[id]).is_empty(), "it is kept, as it has been since");
+        found.begun = vec![(old, begun.clone())];
+        assert_eq!(claims(&found, &[]), [old]);
+        found.begun = vec![(new, begun)];
+        assert!(claims(&found, &[]).is_empty(), "what is here of it is half of a later one");
+        found.taken.push((new, claim(id)));
+        assert_eq!(claims(&found, &[]), [new]);
     }
 
     #[test]

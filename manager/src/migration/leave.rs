@@ -490,6 +490,10 @@ impl SourceParts for Parts<'_> {
             leaving.domain.destroy().map_err(at("destruction of the capsule"))?;
         }
         let id = self.claim.out.capsule;
+        if self.leaving.is_none() && self.daemon.find(&id.to_string()).is_ok() {
+            // It has come back before this was heard.
+            return Ok(());
+        }
         self.daemon.store.remove(id).map_err(|error| DomainError::Failed {
             call: "forgetting of the capsule".into(),
             source: error.body().message.into(),
