@@ -424,7 +424,10 @@ pub async fn settle(daemon: Arc<Daemon>, attempt: Attempt, out: Out, leaving: Op
             Ok(Ok(Some(outcome))) => {
                 tracing::info!(capsule = %out.capsule, ?outcome, "the move is settled");
                 daemon.metrics.moved(if outcome == Outcome::Kept { Move::Kept } else { Move::Left });
-                if let Ok(capsule) = daemon.find(&out.capsule.to_string()) {
+                // One that was not held here for it has come back since, and may be moving again.
+                if leaving.is_some()
+                    && let Ok(capsule) = daemon.find(&out.capsule.to_string())
+                {
                     capsule.tell(Command::Left(outcome));
                 }
                 return;
