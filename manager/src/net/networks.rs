@@ -15,7 +15,7 @@ use xen_proto::boot;
 
 use super::endpoints::{Key, Table};
 use super::ipam::{self, Pool, Subnet};
-use super::{Attachment, Fabric, Network, Protocol, Publish, Remote, Wanted};
+use super::{Attachment, Fabric, Network, Protocol, Publish, Remote, Wanted, overlay};
 use crate::capsule::config::{Config, Interface, Port};
 use crate::error::{Error, Result};
 use crate::id::CapsuleId;
@@ -213,14 +213,15 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 impl Networks {
-    /// The networks that were kept, none of them in dom0 yet.
+    /// The networks that were kept, none of them in dom0 yet; capsules that are taken back have
+    /// addresses of the place that the node has had among others.
     ///
     /// # Errors
     /// When the disk fails.
     pub fn load(fabric: Arc<dyn Fabric>, store: &Store) -> std::io::Result<Self> {
         let saved: Saved = store.read_own(FILE)?.unwrap_or_default();
         let mut state = State {
-            index: 1,
+            index: overlay::kept(store).ok().flatten().map_or(1, |overlay| overlay.index),
             mtu: DEFAULT_MTU,
             networks: BTreeMap::new(),
             ports: BTreeMap::new(),
@@ -1025,6 +1026,26 @@ mod tests {
             "generation": generation
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn a_daemon_takes_its_place_again_with_capsules_of_other_places() {
+        let (one, two) = (node(1), node(2));
+        let capsule = one.capsule(1, 0);
+        let joined: fcap_api::Overlay = serde_json::from_value(json!({
+            "index": 2, "address": "10.99.0.2", "peers": [], "secret": "0123456789abcdef", "encrypt": false
+        }))
+        .unwrap();
+        two.store.write_own("overlay.json", &joined).unwrap();
+
+        let again = Networks::load(two.fabric.clone(), &two.store).unwrap();
+        again.enter(&Config { generation: 1, ..capsule });
+        let again = Node { networks: again, ..two };
+        again.join(2);
+        again.capsule(2, 0);
+        let wire = Overlay { address: [10, 99, 0, 1].into(), peers: Vec::new(), private_key: None };
+        let error = again.networks.join(1, &[], &wire).unwrap_err();
+        assert!(error.to_string().contains("node number 2"), "{error}");
     }
 
     #[test]

@@ -36,6 +36,7 @@ use super::endpoints::{Key, difference};
 use super::tunnel_address;
 use crate::daemon::{Daemon, blocking};
 use crate::error::{Error, Result};
+use crate::store::Store;
 
 /// File of the state directory with the node's place in the overlay.
 const FILE: &str = "overlay.json";
@@ -172,9 +173,14 @@ pub async fn join(daemon: &Arc<Daemon>, overlay: Overlay) -> Result<OverlayStatu
     Ok(show(daemon, &overlay))
 }
 
-/// Takes the place again that an earlier daemon had.
+/// The place that an earlier daemon had.
+pub(super) fn kept(store: &Store) -> std::io::Result<Option<Overlay>> {
+    store.read_own(FILE)
+}
+
+/// Takes that place again.
 pub async fn resume(daemon: &Arc<Daemon>) {
-    let overlay: Overlay = match daemon.store.read_own(FILE) {
+    let overlay = match kept(&daemon.store) {
         Ok(Some(overlay)) => overlay,
         Ok(None) => return,
         Err(error) => return tracing::error!(%error, "the place in the overlay cannot be read"),
