@@ -7,6 +7,9 @@
 //! ```
 //! Pages of one round may be written in any order, because none comes twice; before the next round
 //! all of them must be in place.
+//!
+//! With one worker there is no thread: where there is one processor, nothing is gained by handing
+//! records over.
 
 use std::{collections::VecDeque, thread};
 
@@ -35,10 +38,32 @@ struct Job {
 /// Where records go.
 pub(crate) struct Receiver<'a, D> {
     domain: &'a D,
-    jobs: Jobs<Job>,
-    results: Results<(Vec<u8>, Result<(), MigrateError>)>,
+    workers: Workers,
     buffers: VecDeque<Vec<u8>>,
     under_way: usize,
+}
+
+/// A buffer that comes back, and what became of what was in it.
+type Written = (Vec<u8>, Result<(), MigrateError>);
+
+/// Who writes pages.
+enum Workers {
+    /// The thread that reads the stream.
+    Own(Worker),
+    Threads {
+        jobs: Jobs<Job>,
+        results: Results<Written>,
+    },
+}
+
+impl Workers {
+    /// What has been written meanwhile.
+    fn done(&self) -> Option<Written> {
+        match self {
+            Self::Own(_) => None,
+            Self::Threads { results, .. } => results.try_recv().ok(),
+        }
+    }
 }
 
 /// Runs `receive` with so many workers (0: as many as there are processors, at most 4).
@@ -51,6 +76,10 @@ pub(crate) fn receive_pages<D: DestinationDomain, T>(
         0 => thread::available_parallelism().map_or(1, |count| count.get().min(4)),
         given => given,
     };
+    if workers == 1 {
+        let (workers, buffers) = (Workers::Own(Worker::default()), VecDeque::from([Vec::new()]));
+        return receive(&mut Receiver { domain, workers, buffers, under_way: 0 });
+    }
     let depth = workers + 1;
     thread::scope(|scope| {
         let (jobs, queue) = bounded::<Job>(depth);
@@ -70,7 +99,7 @@ pub(crate) fn receive_pages<D: DestinationDomain, T>(
         }
         drop((queue, done));
         let buffers = (0..depth).map(|_| Vec::new()).collect();
-        receive(&mut Receiver { domain, jobs, results, buffers, under_way: 0 })
+        receive(&mut Receiver { domain, workers: Workers::Threads { jobs, results }, buffers, under_way: 0 })
     })
 }
 
@@ -81,10 +110,10 @@ impl<D: DestinationDomain> Receiver<'_, D> {
 
     /// A buffer for the next record; waits until one is free.
     pub(crate) fn buffer(&mut self) -> Result<Vec<u8>, MigrateError> {
-        while let Ok(result) = self.results.try_recv() {
+        while let Some(result) = self.workers.done() {
             self.account(result)?;
         }
-        if self.buffers.is_empty() {
+        if self.buffers.is_empty() && self.under_way > 0 {
             self.wait_for_one()?;
         }
         Ok(self.buffers.pop_front().unwrap_or_default())
@@ -99,13 +128,21 @@ impl<D: DestinationDomain> Receiver<'_, D> {
     pub(crate) fn write(
         &mut self,
         record_type: RecordType,
-        body: Vec<u8>,
+        mut body: Vec<u8>,
         len: usize,
     ) -> Result<(), MigrateError> {
         self.under_way += 1;
-        // The channel has room for all buffers; workers end only by a panic, which the scope shows.
-        let _ = self.jobs.send(Job { record_type, body, len });
-        Ok(())
+        match &mut self.workers {
+            Workers::Own(worker) => {
+                let written = worker.write(self.domain, record_type, &mut body[..len]);
+                self.account((body, written))
+            }
+            Workers::Threads { jobs, .. } => {
+                // The channel has room for all buffers; workers end only by a panic, which the scope shows.
+                let _ = jobs.send(Job { record_type, body, len });
+                Ok(())
+            }
+        }
     }
 
     /// Makes pages zero.
@@ -122,14 +159,17 @@ impl<D: DestinationDomain> Receiver<'_, D> {
     }
 
     fn wait_for_one(&mut self) -> Result<(), MigrateError> {
-        match self.results.recv() {
-            Ok(result) => self.account(result),
-            // All workers ended by a panic, which the scope shows.
-            Err(_) => Err(MigrateError::Cancelled),
+        match &self.workers {
+            Workers::Own(_) => unreachable!("what it writes is written when it returns"),
+            Workers::Threads { results, .. } => match results.recv() {
+                Ok(result) => self.account(result),
+                // All workers ended by a panic, which the scope shows.
+                Err(_) => Err(MigrateError::Cancelled),
+            },
         }
     }
 
-    fn account(&mut self, (buffer, result): (Vec<u8>, Result<(), MigrateError>)) -> Result<(), MigrateError> {
+    fn account(&mut self, (buffer, result): Written) -> Result<(), MigrateError> {
         self.under_way -= 1;
         self.buffers.push_back(buffer);
         result

@@ -8,6 +8,7 @@
 //! While one worker is on the link, the others make the next batches ready. Buffers stay with the
 //! workers from round to round. A round of one batch, as the last one is when all went well, is
 //! sent by the calling thread: that takes no thread to be started while the domain stands still.
+//! So is everything where there is one processor: what waits in the socket keeps the link busy.
 
 use std::{
     io::Write,
@@ -84,10 +85,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<W: Write + Send> Sender<W> {
     /// A sender with so many workers; 0 for one more than there are processors, so that they are
-    /// busy while the link is waited for.
+    /// busy while the link is waited for, and for one on a single processor.
     pub(crate) fn new(writer: StreamWriter<W>, compression: Compression, workers: usize) -> Self {
         let workers = match workers {
-            0 => thread::available_parallelism().map_or(2, |count| count.get().min(4) + 1),
+            0 => match thread::available_parallelism().map_or(1, usize::from) {
+                1 => 1,
+                count => count.min(4) + 1,
+            },
             given => given,
         };
         let chooser = Mutex::new(Chooser::new(compression));
@@ -123,13 +127,27 @@ impl<W: Write + Send> Sender<W> {
             !batch.is_empty()
         };
         let (mut first, mut second) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+        let out = &self.out;
+        let mut sent = Sent::default();
+        let mut pages_done = 0;
+        let mut account = |batch: &[Pfn], result: Result<Sent, MigrateError>| {
+            sent.add(result?);
+            pages_done += batch.len() as u64;
+            progress(pages_done, lock(&out.writer).bytes());
+            Ok::<_, MigrateError>(())
+        };
+        if let [worker] = &mut self.workers[..] {
+            while fill(&mut first) {
+                account(&first, worker.send(&first, domain, suspended, out))?;
+            }
+            return Ok(sent);
+        }
         match (fill(&mut first), fill(&mut second)) {
-            (false, _) => return Ok(Sent::default()),
-            (true, false) => return self.workers[0].send(&first, domain, suspended, &self.out),
+            (false, _) => return Ok(sent),
+            (true, false) => return self.workers[0].send(&first, domain, suspended, out),
             (true, true) => {}
         }
 
-        let out = &self.out;
         let depth = 2 * self.workers.len();
         let (jobs, queue) = channel::bounded::<Vec<Pfn>>(depth);
         let (done, results) = channel::bounded(depth);
@@ -148,14 +166,6 @@ impl<W: Write + Send> Sender<W> {
             }
             drop((queue, done));
 
-            let mut sent = Sent::default();
-            let mut pages_done = 0;
-            let mut account = |batch: &[Pfn], result: Result<Sent, MigrateError>| {
-                sent.add(result?);
-                pages_done += batch.len() as u64;
-                progress(pages_done, lock(&out.writer).bytes());
-                Ok::<_, MigrateError>(())
-            };
             let mut waiting = vec![second, first];
             let mut under_way = 0;
             loop {
@@ -183,11 +193,9 @@ impl<W: Write + Send> Sender<W> {
                 under_way += 1;
             }
             drop(jobs);
-            for (list, result) in results {
-                account(&list, result)?;
-            }
-            Ok(sent)
-        })
+            results.into_iter().try_for_each(|(list, result)| account(&list, result))
+        })?;
+        Ok(sent)
     }
 }
 

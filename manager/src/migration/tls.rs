@@ -343,7 +343,7 @@ fn split(
     socket.set_read_timeout(Some(LOOK))?;
     socket.set_write_timeout(Some(LOOK))?;
     let shared = Arc::new(Shared { connection: Mutex::new(connection), socket });
-    let writer = Writer { shared: shared.clone(), pending: Vec::new() };
+    let writer = Writer { shared: shared.clone() };
     Ok((Reader { shared, arrived: Vec::new(), fed: 0 }, writer, peer))
 }
 
@@ -405,41 +405,28 @@ impl Read for Reader {
 /// Writes to a connection. Waits for a second at most.
 pub struct Writer {
     shared: Arc<Shared>,
-    /// Encrypted, but not yet sent.
-    pending: Vec<u8>,
 }
 
 impl Writer {
-    fn send_pending(&mut self) -> io::Result<()> {
-        let mut sent = 0;
-        let result = loop {
-            if sent == self.pending.len() {
-                break Ok(());
+    /// Sends what is encrypted. A reader waits meanwhile; nobody reads who has something to send.
+    fn send(&self, connection: &mut Connection) -> io::Result<()> {
+        while connection.wants_write() {
+            match connection.write_tls(&mut &self.shared.socket) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
             }
-            match (&self.shared.socket).write(&self.pending[sent..]) {
-                Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
-                Ok(len) => sent += len,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => break Err(error),
-            }
-        };
-        self.pending.drain(..sent);
-        result
+        }
+        Ok(())
     }
 }
 
 impl Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.send_pending()?;
-        let len = {
-            let mut connection = self.shared.connection();
-            let len = connection.writer().write(&bytes[..bytes.len().min(BATCH)])?;
-            while connection.wants_write() {
-                connection.write_tls(&mut self.pending)?;
-            }
-            len
-        };
-        match self.send_pending() {
+        let mut connection = self.shared.connection();
+        self.send(&mut connection)?;
+        let len = connection.writer().write(&bytes[..bytes.len().min(BATCH)])?;
+        match self.send(&mut connection) {
             // What is encrypted is sent by and by.
             Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 Err(error)
@@ -449,7 +436,7 @@ impl Write for Writer {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.send_pending()
+        self.send(&mut self.shared.connection())
     }
 }
 

@@ -15,6 +15,7 @@
 mod destination;
 mod pool;
 mod registrar;
+mod remover;
 mod shells;
 mod source;
 mod track;
@@ -23,7 +24,10 @@ use std::{
     any::Any,
     io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, RwLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -57,11 +61,12 @@ use crate::{
 use destination::XenIncoming;
 use pool::Pool;
 use registrar::Registrar;
+use remover::Remover;
 use shells::Shells;
 use source::XenSource;
 
-/// Handle of domains that belong to nobody yet: those in the pool, shells, and one to try things
-/// with.
+/// Handle of domains that belong to nobody yet, or no more: those in the pool, shells, those of
+/// capsules that have moved, and one to try things with.
 /// A daemon that finds some at its start removes them.
 const SPARE: Uuid = *b"fcap-spare\0\0\0\0\0\0";
 
@@ -84,9 +89,10 @@ pub struct Xen {
 
 /// What the toolstack and each of its domains need.
 struct Shared {
-    host: builder::Host,
+    host: Arc<builder::Host>,
     events: Events,
     registrar: Registrar,
+    remover: Remover,
     /// For ends of domains that xenstored does not tell of.
     sink: EventSink,
     /// "Xen 4.17.7".
@@ -151,10 +157,13 @@ impl Xen {
         let version = format!("Xen {version}");
         let thread = |error| failed("start of a thread", error);
         let registrar = Registrar::start().map_err(thread)?;
+        let host = Arc::new(host);
+        let remover = Remover::start(host.clone()).map_err(thread)?;
         let shared = Arc::new(Shared {
             host,
             events,
             registrar,
+            remover,
             sink,
             version,
             log_dirty: OnceLock::new(),
@@ -165,9 +174,10 @@ impl Xen {
         Ok(Self { shared, pool, shells })
     }
 
-    /// Gives up what is held ready; returns how many domains that were.
+    /// Gives up what is held ready, and waits for what is being removed; returns how many domains
+    /// that were.
     fn drain(&self) -> usize {
-        self.pool.drain() + self.shells.drain()
+        self.shared.remover.wait() + self.pool.drain() + self.shells.drain()
     }
 }
 
@@ -175,6 +185,7 @@ impl Drop for Xen {
     fn drop(&mut self) {
         self.pool.stop();
         self.shells.stop();
+        self.shared.remover.stop();
     }
 }
 
@@ -478,8 +489,18 @@ struct XenDomain {
     steps: Vec<(&'static str, u64)>,
     /// What xenstored is told when the domain runs.
     late: Mutex<Option<Late>>,
+    /// It is nobody's any more, and removed when nobody looks at it.
+    abandoned: AtomicBool,
     /// Itself, for the registrar.
     this: Weak<Self>,
+}
+
+impl Drop for XenDomain {
+    fn drop(&mut self) {
+        if *self.abandoned.get_mut() {
+            self.shared.remover.remove(self.domid);
+        }
+    }
 }
 
 /// What xenstored does not know of a domain yet.
@@ -541,6 +562,7 @@ impl XenDomain {
             held: RwLock::new(Some(held)),
             steps,
             late: Mutex::new(late),
+            abandoned: AtomicBool::new(false),
             this: this.clone(),
         })
     }
@@ -649,6 +671,15 @@ impl XenDomain {
         Err(Error::NoAnswer { seconds: RESIZE_PATIENCE.as_secs() })
     }
 
+    /// Gives up what is held and mapped of it; says whether there may be something of it in xenstore.
+    fn release(&self) -> bool {
+        // An attempt to make interfaces may have left some.
+        let is_known =
+            !self.late().take().is_some_and(|late| matches!(late, Late::Introduce(_)) && !late.has_vifs());
+        *self.held.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        is_known
+    }
+
     /// Whether the number is free, still this domain's, or that of a later one.
     fn look(&self) -> Result<Number> {
         let domain = self.shared.host.hypercalls.domain(self.domid);
@@ -718,7 +749,8 @@ impl Domain for XenDomain {
             Ok(domain.filter(alive).ok_or(Error::Gone)?.pages)
         };
         let (wanted, before) = (pages(memory_kib), held()?);
-        if wanted > before {
+        if wanted > before && builder::check_room(host, wanted - before).is_err() {
+            self.shared.remover.wait();
             builder::check_room(host, wanted - before)?;
         }
         let limit = |pages| host.hypercalls.set_max_memory(self.domid, kib(pages)).map_err(failed);
@@ -745,10 +777,7 @@ impl Domain for XenDomain {
 
     fn destroy(&self) -> Result<()> {
         let mut steps = Steps::start();
-        // This also unmaps what is mapped. An attempt to make interfaces may have left some.
-        let is_known =
-            !self.late().take().is_some_and(|late| matches!(late, Late::Introduce(_)) && !late.has_vifs());
-        *self.held.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        let is_known = self.release();
         steps.end("release");
         match self.look()? {
             Number::Reused => {}
@@ -758,6 +787,20 @@ impl Domain for XenDomain {
         }
         steps.end("destroy");
         tracing::debug!(domid = self.domid, steps = ?steps.list(), "destroyed a domain");
+        Ok(())
+    }
+
+    fn abandon(&self) -> Result<()> {
+        self.release();
+        match self.look()? {
+            Number::Reused => {}
+            Number::Free => builder::remove(&self.shared.host, self.domid)?,
+            Number::Ours => {
+                let nobodys = self.shared.host.hypercalls.set_handle(self.domid, SPARE);
+                nobodys.map_err(|error| failed("taking of the domain's handle", error))?;
+                self.abandoned.store(true, Ordering::Relaxed);
+            }
+        }
         Ok(())
     }
 

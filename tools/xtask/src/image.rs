@@ -16,7 +16,7 @@ pub(crate) mod list;
 pub(crate) mod packages;
 pub(crate) mod tree;
 
-use list::{Item, List, Variant};
+use list::{Item, List, Module, Variant};
 use packages::{Cache, Files, Pin};
 use tree::Tree;
 
@@ -68,12 +68,8 @@ pub(crate) fn build(inputs: &Inputs, variant: Variant, out: &Path) -> Result<Bui
     let items: Vec<&Item> =
         list.items.iter().filter(|(line, _)| variant.includes(*line)).map(|(_, item)| item).collect();
 
-    let modules: Vec<&str> = list
-        .modules
-        .iter()
-        .filter(|(line, _)| variant.includes(*line))
-        .map(|(_, module)| module.as_str())
-        .collect();
+    let modules: Vec<&Module> =
+        list.modules.iter().filter(|(line, _)| variant.includes(*line)).map(|(_, module)| module).collect();
 
     let mut own = Vec::new();
     for item in &items {
@@ -177,7 +173,7 @@ fn unpack(
     inputs: &Inputs,
     list: &List,
     items: &[&Item],
-    modules: &[&str],
+    modules: &[&Module],
     pins: &[Pin],
 ) -> Result<Vec<(String, Files)>> {
     let mut wanted: Vec<(&Pin, Vec<String>)> = Vec::new();
@@ -188,7 +184,7 @@ fn unpack(
                 .extend(["/lib/x86_64-linux-gnu/*.so*", "/usr/lib/x86_64-linux-gnu/*.so*"].map(String::from));
         }
         if package.key == KERNEL {
-            paths.extend(modules.iter().map(|module| format!("/lib/modules/*/kernel/{module}.ko")));
+            paths.extend(modules.iter().map(|module| format!("/lib/modules/*/kernel/{}.ko", module.path)));
         }
         for item in items {
             if let Item::Boot { package: key, path, .. } | Item::File { package: key, path, .. } = item
@@ -224,20 +220,21 @@ fn gunzip(bytes: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Modules, and the order in which init loads them.
-fn add_modules(tree: &mut Tree, modules: &[&str], kernel: &Files) -> Result<()> {
+fn add_modules(tree: &mut Tree, modules: &[&Module], kernel: &Files) -> Result<()> {
     let mut order = String::new();
     let mut loaded: Vec<String> = Vec::new();
-    for module in modules {
-        let (_, bytes) = kernel.get(&format!("/lib/modules/*/kernel/{module}.ko"))?;
-        let name = module.rsplit('/').next().unwrap_or(module);
-        for dependency in libraries::module_depends(bytes).with_context(|| format!("module {module}"))? {
+    for Module { path, options } in modules {
+        let (_, bytes) = kernel.get(&format!("/lib/modules/*/kernel/{path}.ko"))?;
+        let name = path.rsplit('/').next().unwrap_or(path);
+        for dependency in libraries::module_depends(bytes).with_context(|| format!("module {path}"))? {
             ensure!(
                 loaded.contains(&dependency.replace('-', "_")),
                 "module {name} needs {dependency}: name that one in an earlier line of image.list"
             );
         }
         loaded.push(name.replace('-', "_"));
-        order.push_str(&format!("{name}.ko\n"));
+        order.push_str(format!("{name}.ko {options}").trim_end());
+        order.push('\n');
         tree.file(&format!("/lib/modules/{name}.ko"), 0o644, bytes.to_vec())?;
     }
     tree.file("/lib/modules/order", 0o644, order.into_bytes())

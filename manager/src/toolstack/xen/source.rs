@@ -370,7 +370,7 @@ impl SourceDomain for XenSource {
     fn destroy(&mut self) -> DomainResult<()> {
         self.shared_info = None;
         self.windows.clear();
-        super::Domain::destroy(&*self.view.domain).map_err(toolstack_failed)
+        super::Domain::abandon(&*self.view.domain).map_err(toolstack_failed)
     }
 }
 

@@ -98,12 +98,21 @@ pub(crate) enum Item {
     Soname { name: String },
 }
 
+/// A module of the kernel.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Module {
+    /// Below the kernel's module directory, without `.ko`.
+    pub(crate) path: String,
+    /// With what it is loaded: `name=value`, parted by spaces.
+    pub(crate) options: String,
+}
+
 /// The whole list.
 #[derive(Debug, Default)]
 pub(crate) struct List {
     pub(crate) packages: Vec<Package>,
-    /// Below the kernel's module directory, without `.ko`, in the order of loading.
-    pub(crate) modules: Vec<(Variant, String)>,
+    /// In the order of loading.
+    pub(crate) modules: Vec<(Variant, Module)>,
     pub(crate) items: Vec<(Variant, Item)>,
 }
 
@@ -132,8 +141,9 @@ impl List {
                 self.package(&format!("{name}={version}"), name, Source::Version(version.into()), false)
             }
             ["libraries", name] => self.package(name, name, Source::Newest, true),
-            ["module", variant, path] => {
-                self.modules.push((Variant::parse(variant)?, path.into()));
+            ["module", variant, path, ref options @ ..] => {
+                let module = Module { path: path.into(), options: options.join(" ") };
+                self.modules.push((Variant::parse(variant)?, module));
                 Ok(())
             }
             ["boot", variant, package, path, file] => {
@@ -203,13 +213,14 @@ mod tests {
     fn a_list_is_read_line_by_line() {
         let list = List::parse(
             "# comment\n\npackage a\npackage a =1.2\npackage k follows meta\nlibraries l\n\
-             file node a /bin/a\nfile xl a=1.2 /bin/a /bin/b\nown node init 755 /init\nmodule node x/y\n",
+             file node a /bin/a\nfile xl a=1.2 /bin/a /bin/b\nown node init 755 /init\nmodule node x/y a=1 b=2\n",
         )
         .unwrap();
         assert_eq!(list.packages.len(), 4);
         assert_eq!(list.packages[1].source, Source::Version("1.2".into()));
         assert!(list.packages[3].libraries);
-        assert_eq!(list.modules, [(Variant::Node, "x/y".into())]);
+        let module = Module { path: "x/y".into(), options: "a=1 b=2".into() };
+        assert_eq!(list.modules, [(Variant::Node, module)]);
         assert_eq!(list.items.len(), 3);
         let second = &list.items[1].1;
         assert_eq!(
