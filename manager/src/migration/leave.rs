@@ -255,14 +255,22 @@ fn travel(
     tell: &mut dyn FnMut(Progress),
 ) -> std::result::Result<Travelled, (Error, SourceState)> {
     let kept = |error| (error, SourceState::Kept);
-    let mut domain = Traveller::new(daemon, leaving, tracking(how.dirty)).map_err(kept)?;
     let unreachable = |error: io::Error| {
         let node = &peer.node;
         kept(Error::WrongState(format!("node {node} cannot be reached at {}: {error}", peer.address)))
     };
-    let (mut reader, mut writer) =
-        connect(daemon, peer.address, &peer.id, MOVE, &peer.attempt).map_err(unreachable)?;
-    write_all(&mut writer, &[], PATIENCE).map_err(unreachable)?;
+    // While one waits for the other node, there is something to do here.
+    let (domain, connected) = std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| {
+            let (reader, mut writer) = connect(daemon, peer.address, &peer.id, MOVE, &peer.attempt)?;
+            write_all(&mut writer, &[], PATIENCE)?;
+            Ok((reader, writer))
+        });
+        let domain = Traveller::new(daemon, leaving, tracking(how.dirty)).map_err(kept);
+        (domain, connecting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let mut domain = domain?;
+    let (mut reader, mut writer) = connected.map_err(unreachable)?;
     let mut claim = OutClaim {
         journal: daemon.migrations.journal.clone(),
         attempt: peer.attempt,

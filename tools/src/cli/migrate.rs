@@ -7,7 +7,9 @@ use crate::human;
 use crate::target::Globals;
 use crate::terminal::one_line;
 use anyhow::{Context as _, bail};
-use fcap_api::migrate::{DirtyTracking, Invitation, Migrate, Moved, Precopy, Progress, Round};
+use fcap_api::migrate::{
+    DirtyTracking, Invitation, Migrate, MigrationIdentity, Moved, Precopy, Progress, Round,
+};
 use fcap_api::{Capsule, Node};
 
 /// Moves running capsules to another node
@@ -76,11 +78,14 @@ impl Args {
             bail!("no capsule is given")
         };
         let fleet = globals.fleet().await?;
-        let (destination, to) = find_node(&fleet, node.as_str()).await?;
+        let sources = capsules.iter().map(|reference| source_of(&fleet, reference));
+        let (destination, sources) =
+            tokio::join!(find_node(&fleet, node.as_str()), futures_util::future::join_all(sources));
+        let (destination, to) = destination?;
         let forwards = globals.forwards()?;
-        let moves = capsules.iter().map(async |reference| {
+        let moves = capsules.iter().zip(sources).map(async |(reference, source)| {
             let moved = tokio::select! {
-                moved = self.one(&fleet, reference, destination, &to, &forwards) => moved,
+                moved = async { self.one(source?, reference, destination, &to, &forwards).await } => moved,
                 // Nobody reads the progress any more then, which ends the attempt.
                 _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted; it stays where it was unless it had moved already")),
             };
@@ -97,18 +102,16 @@ impl Args {
 
     async fn one(
         &self,
-        fleet: &Fleet,
+        (source, capsule, identity): (&Client, Capsule, MigrationIdentity),
         reference: &Reference,
         destination: &Client,
         to: &Node,
         forwards: &Forwards,
     ) -> anyhow::Result<()> {
-        let (source, capsule) = fleet.find(reference).await?;
         if capsule.node == to.name {
             bail!("it is on node {} already", to.name);
         }
-        let invitation = Invitation::from(source.migration_identity().await?);
-        let ticket = destination.invite(&invitation).await?;
+        let ticket = destination.invite(&Invitation::from(identity)).await?;
         let how = Precopy {
             max_downtime_ms: self.max_downtime,
             max_rounds: self.max_rounds,
@@ -150,6 +153,16 @@ impl Args {
         }
         bail!("node {} does not say what became of it; `fcap ps` shows where it is", capsule.node)
     }
+}
+
+/// Where a capsule is, and by what its node is known to others.
+async fn source_of<'a>(
+    fleet: &'a Fleet,
+    reference: &Reference,
+) -> anyhow::Result<(&'a Client, Capsule, MigrationIdentity)> {
+    let (source, capsule) = fleet.find(reference).await?;
+    let identity = source.migration_identity().await?;
+    Ok((source, capsule, identity))
 }
 
 /// The node of this name.
