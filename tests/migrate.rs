@@ -293,6 +293,19 @@ fn several_capsules_move_at_once() {
 }
 
 #[test]
+fn the_memory_of_a_capsule_that_has_moved_is_there_for_the_next_one() {
+    let t = turn();
+    let free = |node: &Node| node.api().node().unwrap().free_memory_kib;
+    let most = format!("{}k", free(t.here).min(free(t.there)) - 8192);
+    start(t.here, "first", &["-m", &most], "clock", &[]).unwrap();
+    moves::move_it(t.here, t.there, "first").unwrap();
+    start(t.here, "second", &["-m", &most], "clock", &[]).unwrap();
+    t.ok(&["rm", "-f", "first", "second"]);
+    nothing_left(t.here).unwrap();
+    nothing_left(t.there).unwrap();
+}
+
+#[test]
 fn a_dry_run_asks_the_destination_and_moves_nothing() {
     let t = turn();
     guest_suspend(t.here, "guest");
