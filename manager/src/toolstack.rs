@@ -336,11 +336,6 @@ pub trait Domain: Send + Sync {
     fn rename(&self, name: &str) -> Result<()>;
     /// Ends it at once and removes every trace of it. Does nothing if it is gone already.
     fn destroy(&self) -> Result<()>;
-    /// The same for one that is suspended and will never run again: nobody finds it any more when
-    /// this returns, but its memory comes back only after this handle has been dropped.
-    fn abandon(&self) -> Result<()> {
-        self.destroy()
-    }
 
     /// Takes what it has written to its console since the last call, at most `max` bytes, and
     /// returns how many. The bytes are first shown to `keep` (not called when there are none);

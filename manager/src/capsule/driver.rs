@@ -551,7 +551,11 @@ impl Driver {
         if let Some(domain) = self.domain.take() {
             self.disconnect(domain.domid());
         }
-        let config = self.capsule.look(|record| record.config.clone());
+        let (config, run) = self.capsule.look(|record| (record.config.clone(), record.run.clone()));
+        if let Some(run) = run {
+            // Nobody takes any more what clients still want to write.
+            run.console.finish();
+        }
         match node {
             Some(node) => self.daemon.networks.depart(&self.daemon.store, &config, node),
             None => {

@@ -188,7 +188,7 @@ pub async fn migrate(
         let result = travel(&daemon, &leaving, &peer, &request.how, &options, &mut tell);
         let (outcome, last) = match result {
             Ok(Travelled::Refrained) => (Some(Outcome::Kept), Progress::Possible),
-            Ok(Travelled::Arrived(stats, (mut reader, mut writer))) => {
+            Ok(Travelled::Arrived(domain, stats, (mut reader, mut writer))) => {
                 daemon.metrics.left(&stats);
                 // Its log is removed with it, so it is read first.
                 let log = capsule.log.segments();
@@ -202,7 +202,8 @@ pub async fn migrate(
                 // Whoever is told finds nothing of it here. Its driver may be gone already.
                 let gone = phase.wait_for(|phase| matches!(phase, Phase::Gone(_)));
                 let _ = daemon.runtime().block_on(gone);
-                return tell(Progress::Done(moved(peer.node.clone(), &stats)));
+                tell(Progress::Done(moved(peer.node.clone(), &stats)));
+                return drop(domain);
             }
             Err((error, SourceState::HandedOver)) => {
                 daemon.metrics.moved(Move::Unsettled);
@@ -239,8 +240,9 @@ async fn ask_to_leave(capsule: &Arc<Capsule>, options: &Options) -> Result<Leavi
 
 /// How a journey has ended well.
 enum Travelled {
-    /// The capsule is at its destination, to which this is the connection.
-    Arrived(MigrateStats, (Reader, Writer)),
+    /// The capsule is at its destination, to which this is the connection. What is left of its
+    /// domain here goes when the traveller is dropped.
+    Arrived(Box<Traveller>, MigrateStats, (Reader, Writer)),
     /// It was only asked whether it could go.
     Refrained,
 }
@@ -297,7 +299,7 @@ fn travel(
     let connection = (&mut reader, &mut writer);
     let id = peer.attempt;
     match source::migrate(&mut domain, &mut claim, connection, id, Reason::Migrate, options, &mut observe) {
-        Ok(stats) => Ok(Travelled::Arrived(stats, (reader, writer))),
+        Ok(stats) => Ok(Travelled::Arrived(Box::new(domain), stats, (reader, writer))),
         Err(failure) if how.dry_run && matches!(failure.error, MigrateError::Cancelled) => {
             Ok(Travelled::Refrained)
         }

@@ -24,10 +24,7 @@ use std::{
     any::Any,
     io,
     path::Path,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, RwLock, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, Weak},
     time::Duration,
 };
 
@@ -489,18 +486,8 @@ struct XenDomain {
     steps: Vec<(&'static str, u64)>,
     /// What xenstored is told when the domain runs.
     late: Mutex<Option<Late>>,
-    /// It is nobody's any more, and removed when nobody looks at it.
-    abandoned: AtomicBool,
     /// Itself, for the registrar.
     this: Weak<Self>,
-}
-
-impl Drop for XenDomain {
-    fn drop(&mut self) {
-        if *self.abandoned.get_mut() {
-            self.shared.remover.remove(self.domid);
-        }
-    }
 }
 
 /// What xenstored does not know of a domain yet.
@@ -562,7 +549,6 @@ impl XenDomain {
             held: RwLock::new(Some(held)),
             steps,
             late: Mutex::new(late),
-            abandoned: AtomicBool::new(false),
             this: this.clone(),
         })
     }
@@ -680,6 +666,20 @@ impl XenDomain {
         is_known
     }
 
+    /// Takes it from everybody who knows it by its handle; it is suspended, and will never run again.
+    /// Says whether there is something left that [`Remover::remove`] has to remove.
+    fn disown(&self) -> Result<bool> {
+        self.release();
+        match self.look()? {
+            Number::Reused => Ok(false),
+            Number::Free => builder::remove(&self.shared.host, self.domid).map(|()| false),
+            Number::Ours => {
+                let nobodys = self.shared.host.hypercalls.set_handle(self.domid, SPARE);
+                nobodys.map(|()| true).map_err(|error| failed("taking of the domain's handle", error))
+            }
+        }
+    }
+
     /// Whether the number is free, still this domain's, or that of a later one.
     fn look(&self) -> Result<Number> {
         let domain = self.shared.host.hypercalls.domain(self.domid);
@@ -787,20 +787,6 @@ impl Domain for XenDomain {
         }
         steps.end("destroy");
         tracing::debug!(domid = self.domid, steps = ?steps.list(), "destroyed a domain");
-        Ok(())
-    }
-
-    fn abandon(&self) -> Result<()> {
-        self.release();
-        match self.look()? {
-            Number::Reused => {}
-            Number::Free => builder::remove(&self.shared.host, self.domid)?,
-            Number::Ours => {
-                let nobodys = self.shared.host.hypercalls.set_handle(self.domid, SPARE);
-                nobodys.map_err(|error| failed("taking of the domain's handle", error))?;
-                self.abandoned.store(true, Ordering::Relaxed);
-            }
-        }
         Ok(())
     }
 

@@ -165,6 +165,16 @@ pub(super) struct XenSource {
     context: Option<Context>,
     suspended_at_ns: u64,
     vcpus: u32,
+    /// The domain is nobody's any more, and still takes its memory.
+    disowned: bool,
+}
+
+impl Drop for XenSource {
+    fn drop(&mut self) {
+        if self.disowned {
+            self.view.shared().remover.remove(self.view.domid());
+        }
+    }
 }
 
 /// A source of dirty pages that also knows which pages need not travel.
@@ -198,6 +208,7 @@ impl XenSource {
             context: None,
             suspended_at_ns: 0,
             vcpus: info.vcpus.max(1),
+            disowned: false,
         })
     }
 
@@ -370,7 +381,8 @@ impl SourceDomain for XenSource {
     fn destroy(&mut self) -> DomainResult<()> {
         self.shared_info = None;
         self.windows.clear();
-        super::Domain::abandon(&*self.view.domain).map_err(toolstack_failed)
+        self.disowned = self.view.domain.disown().map_err(toolstack_failed)?;
+        Ok(())
     }
 }
 
