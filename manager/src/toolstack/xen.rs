@@ -674,6 +674,8 @@ impl XenDomain {
             Number::Reused => Ok(false),
             Number::Free => builder::remove(&self.shared.host, self.domid).map(|()| false),
             Number::Ours => {
+                // Connections break where one of these stays longer than the capsule.
+                vif::remove(&self.shared.host, self.domid)?;
                 let nobodys = self.shared.host.hypercalls.set_handle(self.domid, SPARE);
                 nobodys.map(|()| true).map_err(|error| failed("taking of the domain's handle", error))
             }
