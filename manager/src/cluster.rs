@@ -106,6 +106,11 @@ impl Membership {
         self.current().map(|member| member.credentials)
     }
 
+    /// The authority of the cluster that the node is in.
+    pub fn authority(&self) -> Option<String> {
+        self.current().map(|member| member.credentials.identity().authority().to_string())
+    }
+
     /// How the node accepts others of its cluster.
     pub fn server(&self) -> Option<Arc<ServerConfig>> {
         self.current().map(|member| member.server)

@@ -8,13 +8,15 @@
 //! | [`journal`] | what of a move must survive a daemon |
 //! | [`leave`] | the source: moving, saving, asking what became of a capsule |
 //! | [`arrive`] | the destination: from a connection, from an image |
+//! | `kept` | connections that wait for the next capsule |
 //! | `luggage` | what follows a capsule that has moved: its log, its image |
 //! | [`listen`] | connections of other nodes |
 //!
 //! A client asks the destination for a ticket, and gives it to the source. The source connects to
 //! the address in it. Nodes of one cluster know each other by their names; otherwise each side takes
-//! only the certificate whose fingerprint the client has brought. A connection begins with one byte that says what is wanted ([`MOVE`], [`ASK`]) and the
-//! number of the attempt.
+//! only the certificate whose fingerprint the client has brought. A connection begins with one byte
+//! that says what is wanted ([`MOVE`], [`ASK`]) and the number of the attempt. A capsule is first
+//! bidden [`WELCOME`]; when it has come with all that belongs to it, the connection can begin anew.
 //!
 //! # After the death of a daemon
 //! | found | then |
@@ -26,6 +28,7 @@
 
 pub mod arrive;
 pub mod journal;
+mod kept;
 pub mod leave;
 pub mod listen;
 mod luggage;
@@ -48,12 +51,15 @@ use crate::id::CapsuleId;
 use crate::store::{Saved, Store};
 use crate::toolstack::Places;
 use journal::{Attempt, Journal};
+use kept::Kept;
 use tls::{Identity, PeerId};
 
 /// First byte of a connection: a capsule comes.
 pub const MOVE: u8 = b'M';
 /// First byte of a connection: what became of an attempt?
 pub const ASK: u8 = b'A';
+/// Answer to [`MOVE`]: the destination has expected it. Otherwise that is [`GONE`].
+pub const WELCOME: u8 = b'W';
 /// Answer to [`ASK`]: the destination has it, for good.
 pub const TAKEN: u8 = b'T';
 /// Answer to [`ASK`]: the destination has not got it, and never will from this attempt.
@@ -85,6 +91,7 @@ pub struct Migrations {
     pub membership: Arc<Membership>,
     identity: OnceLock<Arc<Identity>>,
     address: OnceLock<SocketAddr>,
+    kept: Kept,
     state: Mutex<State>,
 }
 
@@ -111,6 +118,7 @@ impl Migrations {
             membership,
             identity: OnceLock::new(),
             address: OnceLock::new(),
+            kept: Kept::default(),
             state: Mutex::default(),
         })
     }
@@ -150,7 +158,7 @@ impl Migrations {
     /// # Errors
     /// When this node does not listen for others, or the invitation is bad.
     pub fn invite(&self, node: String, invitation: &Invitation) -> Result<Ticket> {
-        let ours = self.membership.credentials().map(|ours| ours.identity().authority().to_string());
+        let ours = self.membership.authority();
         let same = invitation.member.as_ref().filter(|member| Some(&member.authority) == ours.as_ref());
         let source =
             match same {

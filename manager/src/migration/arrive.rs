@@ -31,15 +31,16 @@ use crate::metrics::Move;
 use crate::store::Saved;
 use crate::toolstack::{Arrival, Incoming, Shutdown, Vif};
 
-/// Takes a capsule in that comes over a connection.
+/// Takes a capsule in that comes over a connection. Whether all of it has come, and the connection
+/// is as it was before.
 pub(super) fn receive(
     daemon: &Arc<Daemon>,
     runtime: &Handle,
     under_way: UnderWay,
     from: &PeerId,
-    mut reader: Reader,
-    mut writer: Writer,
-) {
+    reader: &mut Reader,
+    writer: &mut Writer,
+) -> bool {
     let attempt = under_way.attempt;
     let mut host = Landing::new(daemon, runtime, Some(attempt), Identity::Kept);
     let mut claim = TakenClaim {
@@ -48,7 +49,7 @@ pub(super) fn receive(
         source: from.to_string(),
         saved: host.saved.clone(),
     };
-    let received = Stream::connection(&mut reader, &mut writer, Options::default())
+    let received = Stream::connection(&mut *reader, &mut *writer, Options::default())
         .map_err(|error| describe(&error))
         .and_then(|stream| {
             match stream.header().id == attempt && stream.header().reason == Reason::Migrate {
@@ -62,17 +63,19 @@ pub(super) fn receive(
             // Who could not be taken up has said so.
             let taken_up =
                 arrival.domain.taken_up.take().and_then(|taken_up| runtime.block_on(taken_up).ok());
-            if let Some(Ok(capsule)) = taken_up
-                && let Err(error) = luggage::receive(daemon, runtime, &capsule, &mut reader, &mut writer)
-            {
+            let Some(Ok(capsule)) = taken_up else { return false };
+            let luggage = luggage::receive(daemon, runtime, &capsule, reader, writer);
+            if let Err(error) = &luggage {
                 tracing::warn!(capsule = %capsule.id, %error, "not all of a capsule's log and images has come");
             }
+            return luggage.is_ok();
         }
         Ok(_) => {
             tracing::info!(attempt = %CapsuleId(attempt), "a capsule has come; its source does not know yet")
         }
         Err(error) => tracing::warn!(attempt = %CapsuleId(attempt), error, "a capsule did not come"),
     }
+    false
 }
 
 /// Makes a capsule of an image. With `new_name` it is one of its own: with that name, its own

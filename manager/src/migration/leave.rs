@@ -22,10 +22,11 @@ use tokio::sync::{mpsc, oneshot};
 use xen_proto::frame::{Mfn, Pfn};
 
 use super::journal::{self, Attempt, Journal, Out};
+use super::kept::{KEPT, Place};
 use super::listen::{read_exact, write_all};
 use super::luggage::{self, LOG_END};
 use super::tls::{PeerId, Reader, Writer};
-use super::{ASK, BUSY, GONE, MOVE, Passport, RELEASED, TAKEN, arrive, describe};
+use super::{ASK, BUSY, GONE, MOVE, Passport, RELEASED, TAKEN, WELCOME, arrive, describe};
 use crate::capsule::console::Console;
 use crate::capsule::{Capsule, Command, Phase};
 use crate::daemon::{Daemon, blocking};
@@ -145,7 +146,7 @@ fn peer(daemon: &Daemon, request: &Migrate) -> Result<Peer> {
     let bad = |what: &str| Error::BadRequest(format!("the ticket's {what} makes no sense"));
     let id = match &ticket.authority {
         Some(authority) => {
-            let ours = daemon.membership.credentials().map(|ours| ours.identity().authority().to_string());
+            let ours = daemon.membership.authority();
             if ours.as_ref() != Some(authority) {
                 return Err(Error::BadRequest("the ticket is for a node of another cluster".into()));
             }
@@ -196,8 +197,11 @@ pub async fn migrate(
                 capsule.tell(Command::Left(Outcome::Moved(peer.node.clone())));
                 let config = &leaving.saved.config;
                 let sent = log.and_then(|log| luggage::send(&daemon, config, &log, &mut reader, &mut writer));
-                if let Err(error) = sent {
-                    tracing::warn!(capsule = %capsule.id, %error, "not all of its log and images has gone with it");
+                match sent {
+                    Ok(()) => keep(&daemon, &peer, (reader, writer)),
+                    Err(error) => {
+                        tracing::warn!(capsule = %capsule.id, %error, "not all of its log and images has gone with it");
+                    }
                 }
                 // Whoever is told finds nothing of it here. Its driver may be gone already.
                 let gone = phase.wait_for(|phase| matches!(phase, Phase::Gone(_)));
@@ -263,11 +267,7 @@ fn travel(
     };
     // While one waits for the other node, there is something to do here.
     let (domain, connected) = std::thread::scope(|scope| {
-        let connecting = scope.spawn(|| {
-            let (reader, mut writer) = connect(daemon, peer.address, &peer.id, MOVE, &peer.attempt)?;
-            write_all(&mut writer, &[], PATIENCE)?;
-            Ok((reader, writer))
-        });
+        let connecting = scope.spawn(|| connect_for_move(daemon, peer));
         let domain = Traveller::new(daemon, leaving, tracking(how.dirty)).map_err(kept);
         (domain, connecting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
@@ -307,18 +307,61 @@ fn travel(
     }
 }
 
-fn connect(
-    daemon: &Daemon,
-    address: SocketAddr,
-    peer: &PeerId,
-    what: u8,
-    attempt: &Attempt,
-) -> io::Result<(Reader, Writer)> {
+/// Where the connections to it lead.
+fn place(daemon: &Daemon, peer: &Peer) -> Place {
+    Place { address: peer.address, id: peer.id.clone(), authority: daemon.membership.authority() }
+}
+
+/// A connection over which the capsule may come: one that is left of an earlier move, or a new one.
+fn connect_for_move(daemon: &Daemon, peer: &Peer) -> io::Result<(Reader, Writer)> {
+    let place = place(daemon, peer);
+    if let Some(mut kept) = daemon.migrations.kept.take(&place) {
+        match greet(&mut kept, &peer.attempt) {
+            Ok(true) => return Ok(kept),
+            Ok(false) => return Err(not_expected()),
+            // The other node may have been started anew; it has not heard of this attempt then.
+            Err(error) => {
+                tracing::debug!(node = peer.node, %error, "a connection that was kept is of no use");
+                daemon.migrations.kept.forget(&place);
+            }
+        }
+    }
     let member = daemon.membership.credentials();
-    let (reader, mut writer) = daemon.migrations.identity()?.connect(address, peer, member.as_ref())?;
+    let mut connection = daemon.migrations.identity()?.connect(peer.address, &peer.id, member.as_ref())?;
+    if greet(&mut connection, &peer.attempt)? { Ok(connection) } else { Err(not_expected()) }
+}
+
+fn not_expected() -> io::Error {
+    io::Error::other("it does not expect the capsule (any more); try again")
+}
+
+/// Says what comes. Whether it may.
+fn greet((reader, writer): &mut (Reader, Writer), attempt: &Attempt) -> io::Result<bool> {
+    say(writer, MOVE, attempt)?;
+    let mut answer = [0];
+    read_exact(reader, &mut answer, PATIENCE)?;
+    match answer[0] {
+        WELCOME => Ok(true),
+        GONE => Ok(false),
+        _ => Err(io::Error::other("the destination's answer makes no sense")),
+    }
+}
+
+/// Keeps a connection for the next capsule that goes there.
+fn keep(daemon: &Arc<Daemon>, peer: &Peer, connection: (Reader, Writer)) {
+    daemon.migrations.kept.keep(place(daemon, peer), connection);
+    let daemon_then = Arc::downgrade(daemon);
+    daemon.runtime().spawn(async move {
+        tokio::time::sleep(KEPT).await;
+        if let Some(daemon) = daemon_then.upgrade() {
+            daemon.migrations.kept.end_old();
+        }
+    });
+}
+
+fn say(writer: &mut Writer, what: u8, attempt: &Attempt) -> io::Result<()> {
     let head: Vec<u8> = std::iter::once(what).chain(*attempt).collect();
-    write_all(&mut writer, &head, PATIENCE)?;
-    Ok((reader, writer))
+    write_all(writer, &head, PATIENCE)
 }
 
 /// The source's claim.
@@ -462,7 +505,9 @@ fn settle_once(
     let peer = PeerId::parse(&out.peer);
     let peer = peer.ok_or_else(|| io::Error::other("the claim does not say who the destination is"))?;
     let address = out.address.parse().map_err(io::Error::other)?;
-    let (mut reader, writer) = connect(daemon, address, &peer, ASK, &attempt)?;
+    let member = daemon.membership.credentials();
+    let (mut reader, mut writer) = daemon.migrations.identity()?.connect(address, &peer, member.as_ref())?;
+    say(&mut writer, ASK, &attempt)?;
     let mut answer = [0];
     read_exact(&mut reader, &mut answer, PATIENCE)?;
     let (message, outcome) = match answer[0] {

@@ -1,15 +1,17 @@
 //! Connections of other nodes.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::runtime::Handle;
 
 use super::journal::{Attempt, In};
+use super::kept::WAITED_FOR;
 use super::tls::{PeerId, Reader, Writer};
-use super::{ASK, BUSY, GONE, MOVE, RELEASED, TAKEN, arrive};
+use super::{ASK, BUSY, GONE, MOVE, RELEASED, TAKEN, WELCOME, arrive};
 use crate::daemon::Daemon;
 
 /// How long the other side may take for its first words.
@@ -30,8 +32,10 @@ pub fn serve(daemon: Arc<Daemon>, listener: TcpListener) -> io::Result<()> {
         for socket in listener.incoming() {
             match socket {
                 Ok(socket) => {
-                    let Some(daemon) = daemon.upgrade() else { return };
-                    let runtime = runtime.clone();
+                    if daemon.strong_count() == 0 {
+                        return;
+                    }
+                    let (daemon, runtime) = (daemon.clone(), runtime.clone());
                     let handle = move || {
                         if let Err(error) = handle(&daemon, &runtime, socket) {
                             tracing::warn!(%error, "a connection of another node came to nothing");
@@ -53,13 +57,25 @@ pub(super) fn reachable(bound: SocketAddr) -> SocketAddr {
     if !bound.ip().is_unspecified() {
         return bound;
     }
+    if let Ok(address) = address_of_card() {
+        return SocketAddr::new(address, bound.port());
+    }
     let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| {
         let address = interface.address?.as_sockaddr_in()?.ip();
         Some((interface.interface_name, address))
     });
     let usable: Vec<_> = addresses.filter(|(_, address)| !address.is_loopback()).collect();
-    let best = usable.iter().find(|(name, _)| name == CARD).or(usable.first());
-    best.map_or(bound, |&(_, address)| SocketAddr::new(IpAddr::V4(address), bound.port()))
+    usable.first().map_or(bound, |&(_, address)| SocketAddr::new(IpAddr::V4(address), bound.port()))
+}
+
+/// The address that a datagram out of the card would have. The list of all interfaces has one for
+/// each capsule.
+fn address_of_card() -> io::Result<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    setsockopt(&socket, sockopt::BindToDevice, &CARD.into())?;
+    // Nothing is sent (RFC 5737).
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// Reads as many bytes as there is room for.
@@ -95,24 +111,47 @@ fn is_pause(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
 
-fn handle(daemon: &Arc<Daemon>, runtime: &Handle, socket: TcpStream) -> io::Result<()> {
-    let identity = daemon.migrations.identity()?;
-    let member = daemon.membership.credentials();
+fn handle(daemon: &Weak<Daemon>, runtime: &Handle, socket: TcpStream) -> io::Result<()> {
+    let Some(here) = daemon.upgrade() else { return Ok(()) };
+    let identity = here.migrations.identity()?;
+    let member = here.membership.credentials();
     let (mut reader, mut writer, from) = identity.accept(socket, member.as_ref())?;
-    let mut head = [0; 17];
-    read_exact(&mut reader, &mut head, PATIENCE)?;
-    let attempt: Attempt = std::array::from_fn(|index| head[index + 1]);
-    match head[0] {
-        MOVE => {
-            let admitted = daemon.migrations.admit(attempt, &from);
-            let Some(under_way) = admitted else {
-                return Err(io::Error::other("it has no ticket, or one of somebody else"));
-            };
-            arrive::receive(daemon, runtime, under_way, &from, reader, writer);
-            Ok(())
+    let authority = here.membership.authority();
+    drop((here, identity, member));
+    let mut is_new = true;
+    loop {
+        // Whoever waits here keeps no daemon.
+        let patience = if is_new { PATIENCE } else { WAITED_FOR };
+        if !reader.wait(patience)? {
+            return if is_new { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) };
         }
-        ASK => answer(daemon, &attempt, &from, &mut reader, &mut writer),
-        _ => Err(io::Error::other("it does not say what it wants")),
+        let mut head = [0; 17];
+        match read_exact(&mut reader, &mut head, PATIENCE) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !is_new => return Ok(()),
+            other => other?,
+        }
+        let Some(daemon) = daemon.upgrade() else { return Ok(()) };
+        if daemon.membership.authority() != authority {
+            return Err(io::Error::other(
+                "this node is not in the cluster any more in which it was accepted",
+            ));
+        }
+        let attempt: Attempt = std::array::from_fn(|index| head[index + 1]);
+        match head[0] {
+            MOVE => {
+                let Some(under_way) = daemon.migrations.admit(attempt, &from) else {
+                    write_all(&mut writer, &[GONE], PATIENCE)?;
+                    return Err(io::Error::other("it has no ticket, or one of somebody else"));
+                };
+                write_all(&mut writer, &[WELCOME], PATIENCE)?;
+                if !arrive::receive(&daemon, runtime, under_way, &from, &mut reader, &mut writer) {
+                    return Ok(());
+                }
+            }
+            ASK => return answer(&daemon, &attempt, &from, &mut reader, &mut writer),
+            _ => return Err(io::Error::other("it does not say what it wants")),
+        }
+        is_new = false;
     }
 }
 

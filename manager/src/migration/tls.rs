@@ -357,6 +357,38 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// Whether something comes within this time, or is here. The end of the connection counts.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn wait(&mut self, time: Duration) -> io::Result<bool> {
+        if self.holds_something()? {
+            return Ok(true);
+        }
+        let socket = &self.shared.socket;
+        socket.set_read_timeout(Some(time))?;
+        let seen = socket.peek(&mut [0]);
+        socket.set_read_timeout(Some(LOOK))?;
+        nothing_yet(seen).map(|nothing| !nothing)
+    }
+
+    /// Whether nothing has come that was not read, and the connection has neither ended nor broken.
+    pub fn is_silent(&mut self) -> bool {
+        let socket = &self.shared.socket;
+        let look = || {
+            socket.set_nonblocking(true)?;
+            let seen = socket.peek(&mut [0]);
+            socket.set_nonblocking(false)?;
+            nothing_yet(seen)
+        };
+        matches!(look(), Ok(true)) && matches!(self.holds_something(), Ok(false))
+    }
+
+    fn holds_something(&mut self) -> io::Result<bool> {
+        let state = self.shared.connection().process_new_packets().map_err(io::Error::other)?;
+        Ok(self.fed < self.arrived.len() || state.plaintext_bytes_to_read() > 0)
+    }
+
     /// Decrypts until there is something to read or nothing left to decrypt; the library holds
     /// only so much, and takes no more before that is read.
     fn decrypt(&mut self, connection: &mut Connection) -> io::Result<()> {
@@ -399,6 +431,15 @@ impl Read for Reader {
                 shared.connection().read_tls(&mut io::empty())?;
             }
         }
+    }
+}
+
+/// Whether a look into a socket has found neither bytes nor the end.
+fn nothing_yet(seen: io::Result<usize>) -> io::Result<bool> {
+    match seen {
+        Ok(_) => Ok(false),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(true),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,9 +1,14 @@
 //! Capsules that move between two daemons, and into and out of images.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use fcap_api::migrate::{Invitation, Migrate, MigrationIdentity, Precopy, Progress, Ticket};
 use fcap_api::{Capsule, ErrorCode, State};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 use crate::server::{Server, until};
 
@@ -82,6 +87,61 @@ async fn a_capsule_moves_with_what_it_knows_and_comes_back() {
         })
         .await;
     }
+}
+
+/// Leads to a server what connects to it, and counts that.
+async fn detour(to: &str) -> (String, Arc<AtomicUsize>, watch::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (count, (cut, cuts)) = (Arc::new(AtomicUsize::new(0)), watch::channel(()));
+    let (to, counted) = (to.to_owned(), count.clone());
+    tokio::spawn(async move {
+        while let Ok((mut one, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let mut other = TcpStream::connect(&to).await.unwrap();
+            let mut cuts = cuts.clone();
+            cuts.mark_unchanged();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut one, &mut other) => {}
+                    _ = cuts.changed() => {}
+                }
+            });
+        }
+    });
+    (address, count, cut)
+}
+
+#[tokio::test]
+async fn a_connection_serves_one_move_after_the_other() {
+    let (a, b) = (Server::start().await, Server::start().await);
+    let (address, connections, cut) = detour(&invite(&a, &b).await.address).await;
+    for name in ["x", "y", "z"] {
+        a.start_capsule("SIM:tick 20", name).await;
+    }
+    let go = async |name: &str| {
+        let ticket = Ticket { address: address.clone(), ..invite(&a, &b).await };
+        let told = migrate(&a, ticket, name, Precopy::default()).await;
+        assert!(matches!(told.last(), Some(Progress::Done(moved)) if !moved.unsettled), "{told:?}");
+        b.logs(name, "?follow=true").await.read_until("tick 1\n").await;
+        connections.load(Ordering::Relaxed)
+    };
+    assert_eq!(go("x").await, 1);
+    assert_eq!(go("y").await, 1, "the same connection again");
+    // One that has ended is not taken.
+    cut.send(()).unwrap();
+    assert_eq!(go("z").await, 2);
+    // One over which a move has failed neither.
+    a.start_capsule("SIM:spin", "x").await;
+    let ticket = Ticket { address: address.clone(), ..invite(&a, &b).await };
+    let told = migrate(&a, ticket, "x", Precopy::default()).await;
+    assert!(matches!(told.last(), Some(Progress::Failed { .. })), "its name is taken: {told:?}");
+    a.start_capsule("SIM:spin", "w").await;
+    let unknown = Ticket { address: address.clone(), attempt: "00".repeat(16), ..invite(&a, &b).await };
+    let told = migrate(&a, unknown, "w", Precopy::default()).await;
+    let Some(Progress::Failed { error }) = told.last() else { panic!("{told:?}") };
+    assert!(error.message.contains("does not expect the capsule"), "{error:?}");
+    assert_eq!(connections.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test]
