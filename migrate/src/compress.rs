@@ -15,29 +15,26 @@ const ZSTD_LEVEL: i32 = 1;
 
 /// Packs batches of pages, with buffers and tables that are used again and again.
 pub(crate) struct Packer {
-    lz4: lz4_flex::block::CompressTable,
     zstd: Option<zstd::bulk::Compressor<'static>>,
     packed: Vec<u8>,
 }
 
 impl Packer {
     pub(crate) fn new() -> Self {
-        Self { lz4: lz4_flex::block::CompressTable::default(), zstd: None, packed: Vec::new() }
+        Self { zstd: None, packed: Vec::new() }
     }
 
     /// `None` if the pages do not get smaller that way.
     pub(crate) fn pack(&mut self, encoding: Encoding, pages: &[Page]) -> Option<&[u8]> {
         let bytes = pages.as_flattened();
-        let room = lz4_flex::block::get_maximum_output_size(bytes.len())
-            .max(zstd::zstd_safe::compress_bound(bytes.len()));
+        let room =
+            lz4::block::compress_bound(bytes.len()).ok()?.max(zstd::zstd_safe::compress_bound(bytes.len()));
         if self.packed.len() < room {
             self.packed.resize(room, 0);
         }
         let len = match encoding {
             Encoding::Raw => None,
-            Encoding::Lz4 => {
-                lz4_flex::block::compress_into_with_table(bytes, &mut self.packed, &mut self.lz4).ok()
-            }
+            Encoding::Lz4 => lz4::block::compress_to_buffer(bytes, None, false, &mut self.packed).ok(),
             Encoding::Zstd => {
                 if self.zstd.is_none() {
                     self.zstd = zstd::bulk::Compressor::new(ZSTD_LEVEL).ok();
@@ -84,7 +81,7 @@ impl Unpacker {
                 let fits = content.len() == bytes.len();
                 fits.then(|| bytes.copy_from_slice(content)).map(|()| content.len())
             }
-            Encoding::Lz4 => lz4_flex::block::decompress_into(content, bytes).ok(),
+            Encoding::Lz4 => unpack_lz4(content, bytes),
             Encoding::Zstd => {
                 if self.zstd.is_none() {
                     self.zstd = zstd::bulk::Decompressor::new().ok();
@@ -94,6 +91,13 @@ impl Unpacker {
         };
         if len == Some(pages.as_flattened().len()) { Ok(pages) } else { Err(Breach::Compression) }
     }
+}
+
+/// Unpacks a block into `bytes`; how many of them it has filled, unless it is none, or larger.
+fn unpack_lz4(block: &[u8], bytes: &mut [u8]) -> Option<usize> {
+    let len = i32::try_from(bytes.len()).ok()?;
+    // Without the length it would be looked for in the block.
+    lz4::block::decompress_to_buffer(block, Some(len), bytes).ok()
 }
 
 /// Which compression to use.

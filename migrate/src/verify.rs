@@ -355,7 +355,9 @@ impl<R: Read> Verifier<R> {
             }
             1 => {
                 self.require(domain.features & feature::LZ4 != 0, "LZ4 without its feature")?;
-                smaller && lz4_flex::block::decompress_into(packed, &mut content).ok() == Some(count * PAGE)
+                let len = content.len() as i32;
+                let unpacked = lz4::block::decompress_to_buffer(packed, Some(len), &mut content);
+                smaller && unpacked.ok() == Some(count * PAGE)
             }
             2 => {
                 self.require(domain.features & feature::ZSTD != 0, "Zstandard without its feature")?;
