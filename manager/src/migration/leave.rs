@@ -1,7 +1,7 @@
 //! The source: a capsule moves to another node, or into an image.
 
 use std::io::{self, Write};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -136,17 +136,16 @@ impl Drop for CancelOnDrop {
 /// The other node, as the client has named it.
 struct Peer {
     node: String,
-    address: SocketAddr,
-    id: PeerId,
+    place: Place,
     attempt: Attempt,
 }
 
 fn peer(daemon: &Daemon, request: &Migrate) -> Result<Peer> {
     let ticket = &request.ticket;
     let bad = |what: &str| Error::BadRequest(format!("the ticket's {what} makes no sense"));
+    let ours = daemon.membership.authority();
     let id = match &ticket.authority {
         Some(authority) => {
-            let ours = daemon.membership.authority();
             if ours.as_ref() != Some(authority) {
                 return Err(Error::BadRequest("the ticket is for a node of another cluster".into()));
             }
@@ -158,8 +157,7 @@ fn peer(daemon: &Daemon, request: &Migrate) -> Result<Peer> {
     let mut addresses = ticket.address.to_socket_addrs().map_err(|_| bad("address"))?;
     Ok(Peer {
         node: crate::names::printable(&ticket.node, fcap_api::MAX_NAME),
-        address: addresses.next().ok_or_else(|| bad("address"))?,
-        id,
+        place: Place { address: addresses.next().ok_or_else(|| bad("address"))?, id, authority: ours },
         attempt: journal::parse_name(&ticket.attempt).ok_or_else(|| bad("attempt"))?,
     })
 }
@@ -225,8 +223,8 @@ pub async fn migrate(
                 let claim = Out {
                     capsule: capsule.id,
                     node: peer.node.clone(),
-                    address: peer.address.to_string(),
-                    peer: peer.id.to_string(),
+                    address: peer.place.address.to_string(),
+                    peer: peer.place.id.to_string(),
                 };
                 daemon.runtime().spawn(settle(daemon.clone(), peer.attempt, claim, Some(leaving)));
             }
@@ -263,7 +261,7 @@ fn travel(
     let kept = |error| (error, SourceState::Kept);
     let unreachable = |error: io::Error| {
         let node = &peer.node;
-        kept(Error::WrongState(format!("node {node} cannot be reached at {}: {error}", peer.address)))
+        kept(Error::WrongState(format!("node {node} cannot be reached at {}: {error}", peer.place.address)))
     };
     // While one waits for the other node, there is something to do here.
     let (domain, connected) = std::thread::scope(|scope| {
@@ -279,8 +277,8 @@ fn travel(
         out: Out {
             capsule: leaving.saved.config.id,
             node: peer.node.clone(),
-            address: peer.address.to_string(),
-            peer: peer.id.to_string(),
+            address: peer.place.address.to_string(),
+            peer: peer.place.id.to_string(),
         },
     };
     let pages = domain.pages;
@@ -307,27 +305,22 @@ fn travel(
     }
 }
 
-/// Where the connections to it lead.
-fn place(daemon: &Daemon, peer: &Peer) -> Place {
-    Place { address: peer.address, id: peer.id.clone(), authority: daemon.membership.authority() }
-}
-
 /// A connection over which the capsule may come: one that is left of an earlier move, or a new one.
 fn connect_for_move(daemon: &Daemon, peer: &Peer) -> io::Result<(Reader, Writer)> {
-    let place = place(daemon, peer);
-    if let Some(mut kept) = daemon.migrations.kept.take(&place) {
+    let Place { address, id, .. } = &peer.place;
+    if let Some(mut kept) = daemon.migrations.kept.take(&peer.place) {
         match greet(&mut kept, &peer.attempt) {
             Ok(true) => return Ok(kept),
             Ok(false) => return Err(not_expected()),
             // The other node may have been started anew; it has not heard of this attempt then.
             Err(error) => {
                 tracing::debug!(node = peer.node, %error, "a connection that was kept is of no use");
-                daemon.migrations.kept.forget(&place);
+                daemon.migrations.kept.forget(&peer.place);
             }
         }
     }
     let member = daemon.membership.credentials();
-    let mut connection = daemon.migrations.identity()?.connect(peer.address, &peer.id, member.as_ref())?;
+    let mut connection = daemon.migrations.identity()?.connect(*address, id, member.as_ref())?;
     if greet(&mut connection, &peer.attempt)? { Ok(connection) } else { Err(not_expected()) }
 }
 
@@ -349,7 +342,7 @@ fn greet((reader, writer): &mut (Reader, Writer), attempt: &Attempt) -> io::Resu
 
 /// Keeps a connection for the next capsule that goes there.
 fn keep(daemon: &Arc<Daemon>, peer: &Peer, connection: (Reader, Writer)) {
-    daemon.migrations.kept.keep(place(daemon, peer), connection);
+    daemon.migrations.kept.keep(peer.place.clone(), connection);
     let daemon_then = Arc::downgrade(daemon);
     daemon.runtime().spawn(async move {
         tokio::time::sleep(KEPT).await;

@@ -116,8 +116,8 @@ fn handle(daemon: &Weak<Daemon>, runtime: &Handle, socket: TcpStream) -> io::Res
     let identity = here.migrations.identity()?;
     let member = here.membership.credentials();
     let (mut reader, mut writer, from) = identity.accept(socket, member.as_ref())?;
-    let authority = here.membership.authority();
-    drop((here, identity, member));
+    let authority = member.map(|member| member.identity().authority().to_string());
+    drop((here, identity));
     let mut is_new = true;
     loop {
         // Whoever waits here keeps no daemon.
