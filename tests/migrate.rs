@@ -306,6 +306,14 @@ fn the_memory_of_a_capsule_that_has_moved_is_there_for_the_next_one() {
 }
 
 #[test]
+fn what_xenstore_knows_of_a_domain_that_is_gone_goes_with_the_next_daemon() {
+    let t = turn();
+    t.here.sh("xenstore-write /local/domain/30000/name gone && kill -9 $(pidof fcapd)").unwrap();
+    moves::answers(t.here).unwrap();
+    nothing_left(t.here).unwrap();
+}
+
+#[test]
 fn a_dry_run_asks_the_destination_and_moves_nothing() {
     let t = turn();
     guest_suspend(t.here, "guest");

@@ -352,6 +352,29 @@ fn networks_are_apart_and_none_is_none() {
 }
 
 #[test]
+fn a_clone_has_an_address_of_its_own_on_each_of_its_networks() {
+    let t = turn();
+    let networks: Vec<String> = (1..=fcap_api::MAX_NETWORKS).map(|number| format!("n{number}")).collect();
+    for network in &networks {
+        t.fcap.ok(&["network", "create", network]);
+    }
+    let on_all = networks.iter().flat_map(|network| ["--network", network]);
+    let options: Vec<&str> = ["-m", "64m"].into_iter().chain(on_all).collect();
+    let web = start(t.here, "web", &options, "httpd", &[]);
+    t.fcap.ok(&["clone", "web", "web2"]);
+    let clone = inspect(t.here, "web2");
+    assert_eq!((web.networks.len(), clone.networks.len()), (networks.len(), networks.len()));
+    for (network, (one, other)) in networks.iter().zip(web.networks.iter().zip(&clone.networks)) {
+        assert_ne!(one.ipv4, other.ipv4);
+        for address in [one.ipv4, other.ipv4] {
+            let url = format!("http://{address}/");
+            let asked = run(t.here, &["--network", network], "load", &["-c", "1", "-n", "5", &url]);
+            assert_eq!(asked.code, 0, "{network}, {address}: {asked:?}");
+        }
+    }
+}
+
+#[test]
 fn a_killed_daemon_comes_back_to_the_same_network() {
     let t = turn();
     let port = publish(t.here, "web", "httpd", 80);

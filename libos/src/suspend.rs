@@ -27,7 +27,9 @@ use core::{
 };
 use xen_proto::{
     boot::{Kind, Records},
-    console::{GUEST_BALLOONS, GUEST_FLAGS, GUEST_SUSPENDS, HOST_TRACK, RESUME, RESUME_LEN},
+    console::{
+        GUEST_BALLOONS, GUEST_FLAGS, GUEST_SUSPENDS, HOST_TRACK, MESSAGE, RESUME, RESUME_HEAD, RESUME_LEN,
+    },
     frame::Pfn,
 };
 
@@ -230,7 +232,9 @@ fn freeze(is_wanted: impl Fn() -> bool) {
         (true, _) => Where::NewHost,
     };
     if is_new && let Some(page) = console::status_page() {
-        page.read(RESUME, &mut records);
+        let (head, rest) = records.split_at_mut(RESUME_HEAD);
+        page.read(RESUME, head);
+        page.read(MESSAGE, rest);
     }
     let resume = Resume { place, records: &records };
     if let Some(seed) = resume.find(Kind::Seed).and_then(|body| body.first_chunk()) {

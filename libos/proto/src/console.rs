@@ -37,10 +37,13 @@ pub const GUEST_BALLOONS: u32 = 2;
 /// `u32`: number of the last request for other memory that was answered, written by the guest.
 pub const MEMORY_ANSWER: usize = 3100;
 /// Records as in the boot module ([`boot`](crate::boot)), written by the host while the guest is
-/// suspended: what is new to it when it goes on.
+/// suspended: what is new to it when it goes on. What is longer than [`RESUME_HEAD`] continues in
+/// [`MESSAGE`], which nobody needs before the guest's end.
 pub const RESUME: usize = 3104;
-/// Bytes of [`RESUME`]: room for a name, entropy, and four network interfaces.
-pub const RESUME_LEN: usize = MEMORY_TARGET - RESUME;
+/// Bytes of records in [`RESUME`].
+pub const RESUME_HEAD: usize = MEMORY_TARGET - RESUME;
+/// Most bytes of records: room for a name, entropy, and eight network interfaces.
+pub const RESUME_LEN: usize = RESUME_HEAD + MESSAGE_MAX;
 /// `u32`: pages of memory that the guest shall have, written by the host before [`MEMORY_REQUEST`];
 /// 0 where a request is taken back.
 pub const MEMORY_TARGET: usize = 3576;

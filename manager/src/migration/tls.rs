@@ -10,12 +10,14 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use fcap_tls::{Credentials, Fingerprint, PeerError, Role, Subject, explain, write_secret};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
@@ -33,6 +35,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_secs(1);
 /// Most bytes decrypted at a time.
 const PIECE: usize = 64 << 10;
+/// Most bytes of a record of TLS 1.3 (RFC 8446, section 5.2).
+const RECORD: usize = 5 + (16 << 10) + 256;
 /// Most bytes encrypted at a time. What the kernel gets at once it cuts into packets at once, and the
 /// last of them is a small one.
 const BATCH: usize = 256 << 10;
@@ -344,16 +348,16 @@ fn split(
     socket.set_write_timeout(Some(LOOK))?;
     let shared = Arc::new(Shared { connection: Mutex::new(connection), socket });
     let writer = Writer { shared: shared.clone() };
-    Ok((Reader { shared, arrived: Vec::new(), fed: 0 }, writer, peer))
+    Ok((Reader { shared, arrived: vec![0; PIECE].into(), fresh: 0..0 }, writer, peer))
 }
 
 /// Reads from a connection. Waits for a second at most.
 pub struct Reader {
     shared: Arc<Shared>,
-    /// What came from the socket.
-    arrived: Vec<u8>,
-    /// How much of it has been decrypted.
-    fed: usize,
+    /// What came from the socket is in here,
+    arrived: Box<[u8]>,
+    /// and what of it has not been decrypted.
+    fresh: Range<usize>,
 }
 
 impl Reader {
@@ -386,16 +390,16 @@ impl Reader {
 
     fn holds_something(&mut self) -> io::Result<bool> {
         let state = self.shared.connection().process_new_packets().map_err(io::Error::other)?;
-        Ok(self.fed < self.arrived.len() || state.plaintext_bytes_to_read() > 0)
+        Ok(!self.fresh.is_empty() || state.plaintext_bytes_to_read() > 0)
     }
 
     /// Decrypts until there is something to read or nothing left to decrypt; the library holds
     /// only so much, and takes no more before that is read.
     fn decrypt(&mut self, connection: &mut Connection) -> io::Result<()> {
-        while self.fed < self.arrived.len() {
-            let mut rest = &self.arrived[self.fed..];
+        while !self.fresh.is_empty() {
+            let mut rest = &self.arrived[self.fresh.clone()];
             connection.read_tls(&mut rest)?;
-            self.fed = self.arrived.len() - rest.len();
+            self.fresh.start = self.fresh.end - rest.len();
             // The first that is read may say that the other side does not believe us.
             let state = connection
                 .process_new_packets()
@@ -417,17 +421,21 @@ impl Read for Reader {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 other => return other,
             }
-            if self.fed < self.arrived.len() {
+            if !self.fresh.is_empty() {
                 self.decrypt(&mut connection)?;
                 continue;
             }
             // The writer can go on meanwhile.
             drop(connection);
-            self.fed = 0;
-            self.arrived.resize(PIECE, 0);
-            let read = (&shared.socket).read(&mut self.arrived);
-            self.arrived.truncate(read.as_ref().map_or(0, |len| *len));
-            if read? == 0 {
+            // Who wants much is woken when it is here. So much comes for sure: what is wanted, but
+            // for a record of which a part has come before.
+            let (most, flags) = match bytes.len().saturating_sub(RECORD).min(PIECE) {
+                0 => (PIECE, MsgFlags::empty()),
+                sure => (sure, MsgFlags::MSG_WAITALL),
+            };
+            let len = recv(shared.socket.as_raw_fd(), &mut self.arrived[..most], flags)?;
+            self.fresh = 0..len;
+            if len == 0 {
                 shared.connection().read_tls(&mut io::empty())?;
             }
         }

@@ -22,6 +22,7 @@ mod track;
 
 use std::{
     any::Any,
+    collections::BTreeSet,
     io,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, Weak},
@@ -138,15 +139,15 @@ impl Xen {
         let events = Events::start(sink.clone()).map_err(|error| failed("opening /dev/xen/evtchn", error))?;
         let version =
             host.hypercalls.version().map_err(|error| failed("asking Xen for its version", error))?;
+        // Looked for before the domains: of one that is made meanwhile nothing is known yet.
+        let known: BTreeSet<u32> = vif::domains(&host)?.into_iter().chain(builder::homes(&host)?).collect();
         let domains = list(&host)?;
-        for domain in domains.iter().filter(|domain| domain.handle == SPARE && !domain.is_dying()) {
-            builder::remove(&host, domain.domid)?;
-        }
-        for domid in vif::domains(&host)? {
-            // Its daemon was killed while it removed the domain.
-            if domains.iter().all(|domain| domain.domid != domid) {
-                builder::remove(&host, domid)?;
-            }
+        // A daemon may have been killed while it removed a domain: there is half of it, or nothing
+        // but what xenstore knows.
+        let spare = domains.iter().filter(|domain| domain.handle == SPARE).map(|domain| domain.domid);
+        let is_gone = |domid: &u32| domains.iter().all(|domain| domain.domid != *domid);
+        for domid in spare.chain(known.into_iter().filter(is_gone)) {
+            builder::remove(&host, domid)?;
         }
         let ended = sink.clone();
         xenstore::watch(Path::new(xenstore::SOCKET), "@releaseDomain", move || ended(Event::Domains))

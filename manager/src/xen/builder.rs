@@ -43,8 +43,6 @@ use crate::{
 
 /// Xen's largest extents that a domain gets: 2 MiB.
 const MAX_ORDER: u32 = 9;
-/// Most frames of a capsule's grant table.
-pub const CAPSULE_GRANT_FRAMES: u32 = 8;
 /// Ports of a new domain, in the order of their making.
 pub const STORE_PORT: u32 = 1;
 /// See [`STORE_PORT`].
@@ -223,9 +221,20 @@ pub fn remove(host: &Host, domid: u32) -> Result<()> {
     }
 }
 
+/// Where xenstore has a home for each domain.
+const HOMES: &str = "/local/domain";
+
 /// A domain's home in xenstore.
 pub fn home(domid: u32) -> String {
-    format!("/local/domain/{domid}")
+    format!("{HOMES}/{domid}")
+}
+
+/// Numbers of the domains, dom0 too, that have a home in xenstore, whether they are still there or not.
+///
+/// # Errors
+/// If xenstored fails.
+pub fn homes(host: &Host) -> Result<Vec<u32>> {
+    vif::children(host, HOMES)
 }
 
 /// A built domain, paused.
@@ -282,8 +291,8 @@ pub fn build(host: &Host, plan: &Plan<'_>, steps: &mut Steps) -> Result<Built> {
     let unfinished = match shell {
         Some(shell) => shell,
         None => {
-            let grant_frames = if plan.kernel.is_capsule { CAPSULE_GRANT_FRAMES } else { 32 };
-            unfinished(create_empty(host, plan.handle, plan.vcpus, plan.pages, grant_frames)?, false)
+            let (vcpus, is_capsule) = (plan.vcpus, plan.kernel.is_capsule);
+            unfinished(create_empty(host, plan.handle, vcpus, plan.pages, is_capsule)?, false)
         }
     };
     let Unfinished { domid, is_known, .. } = unfinished;
@@ -366,9 +375,12 @@ pub fn create_empty(
     handle: [u8; 16],
     vcpus: u32,
     max_pages: u64,
-    grant_frames: u32,
+    is_capsule: bool,
 ) -> Result<u32> {
     let hypercalls = &host.hypercalls;
+    // Of the grant table, at most: a capsule's network interface takes a bit more than one, and
+    // there are eight.
+    let grant_frames = if is_capsule { 16 } else { 32 };
     let create = |error| failed("creation of a domain", error);
     let domid = hypercalls.create_domain(handle, vcpus, grant_frames).map_err(create)?;
     let unfinished = Unfinished { host, domid, is_known: false, finished: false };

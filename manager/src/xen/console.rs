@@ -111,7 +111,9 @@ impl Console {
     /// Leaves records for a domain that goes on, at most [`page::RESUME_LEN`] bytes.
     pub fn write_resume(&self, records: &[u8]) {
         assert!(records.len() <= page::RESUME_LEN, "{} bytes of records", records.len());
-        self.page.write(page::RESUME, records);
+        let (head, rest) = records.split_at(records.len().min(page::RESUME_HEAD));
+        self.page.write(page::RESUME, head);
+        self.page.write(page::MESSAGE, rest);
     }
 
     /// Bytes taken so far, modulo 2^32.

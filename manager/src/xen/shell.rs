@@ -36,7 +36,7 @@ impl Shell {
     /// # Errors
     /// If Xen, xenstored or netback fails. Nothing is left behind then.
     pub fn build(host: &Host, handle: [u8; 16]) -> Result<Self> {
-        let domid = builder::create_empty(host, handle, 1, 1, builder::CAPSULE_GRANT_FRAMES)?;
+        let domid = builder::create_empty(host, handle, 1, 1, true)?;
         Self::furnish(host, domid).inspect_err(|_| {
             if let Err(error) = builder::remove(host, domid) {
                 tracing::error!(domid, %error, "a domain held ready stays behind");

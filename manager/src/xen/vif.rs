@@ -200,7 +200,7 @@ pub fn domains(host: &Host) -> Result<Vec<u32>> {
 }
 
 /// Children of a node whose names are numbers.
-fn children(host: &Host, path: &str) -> Result<Vec<u32>> {
+pub(super) fn children(host: &Host, path: &str) -> Result<Vec<u32>> {
     match host.store.request(Request::Directory(path)) {
         Ok(names) => {
             let names = names.split(|&byte| byte == 0).filter_map(|name| std::str::from_utf8(name).ok());

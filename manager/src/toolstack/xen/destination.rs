@@ -176,14 +176,13 @@ impl XenIncoming {
         let memory: u64 = description.memory.iter().map(|range| range.count).sum();
         let mut steps = Steps::start();
         let host = &shared.host;
-        let grant_frames = if arrival.is_capsule { 8 } else { 32 };
         builder::check_room(host, memory).map_err(refusal)?;
         let domid = builder::create_empty(
             host,
             SPARE,
             description.vcpus,
             memory.max(description.max_pages),
-            grant_frames,
+            arrival.is_capsule,
         );
         let domid = domid.map_err(refusal)?;
         let mut incoming = Self {
@@ -431,18 +430,7 @@ impl XenIncoming {
         let since = Self::state(states, SUSPENDED_AT, 0).and_then(|bytes| bytes.try_into().ok());
         // Clocks of two machines differ; none of them makes time run backwards.
         let stood = since.map_or(0, |since| now_ns().saturating_sub(u64::from_le_bytes(since)));
-        let mut seed = [0; 32];
-        getrandom::fill(&mut seed).expect("the kernel gives randomness");
-        let mut records = Vec::new();
-        boot::begin(&mut records);
-        boot::record(&mut records, boot::Kind::Seed, &seed);
-        boot::record(&mut records, boot::Kind::Stood, &stood.to_le_bytes());
-        if let Some((name, nets)) = &self.arrival.identity {
-            boot::record(&mut records, boot::Kind::Name, name.as_bytes());
-            nets.iter().for_each(|net| boot::record(&mut records, boot::Kind::Net, &net.emit()));
-        }
-        boot::record(&mut records, boot::Kind::End, &[]);
-        records
+        records(stood, self.arrival.identity.as_ref())
     }
 
     fn hold(&self, states: &[State]) -> DomainResult<Held> {
@@ -460,6 +448,23 @@ impl XenIncoming {
         let port = self.shared.events.bind(self.domid, CONSOLE_PORT);
         Ok(Held { port: port.map_err(failed("binding of the console's event channel"))?, console })
     }
+}
+
+/// Records for a capsule that has stood still for so many nanoseconds, and for one that is new its
+/// name and interfaces.
+fn records(stood: u64, identity: Option<&(String, Vec<boot::Net>)>) -> Vec<u8> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).expect("the kernel gives randomness");
+    let mut records = Vec::new();
+    boot::begin(&mut records);
+    boot::record(&mut records, boot::Kind::Seed, &seed);
+    boot::record(&mut records, boot::Kind::Stood, &stood.to_le_bytes());
+    if let Some((name, nets)) = identity {
+        boot::record(&mut records, boot::Kind::Name, name.as_bytes());
+        nets.iter().for_each(|net| boot::record(&mut records, boot::Kind::Net, &net.emit()));
+    }
+    boot::record(&mut records, boot::Kind::End, &[]);
+    records
 }
 
 impl DestinationDomain for XenIncoming {
@@ -595,6 +600,8 @@ impl Incoming for XenIncoming {
 
 #[cfg(test)]
 mod tests {
+    use xen_proto::console::{RESUME_HEAD, RESUME_LEN};
+
     use super::*;
 
     #[test]
@@ -620,6 +627,13 @@ mod tests {
         assert_eq!(lacking(&several, &one), None);
         assert_eq!(lacking(&[0, 1 << 28, 0, 0], &one).unwrap(), "word 1, bits 0x10000000");
         assert_eq!(lacking(&[0, 0, 0, 0, 1], &one).unwrap(), "word 4, bits 0x1");
+    }
+
+    #[test]
+    fn the_longest_name_and_all_interfaces_find_room() {
+        let identity = ("x".repeat(fcap_api::MAX_NAME), vec![boot::Net::default(); fcap_api::MAX_NETWORKS]);
+        let len = records(u64::MAX, Some(&identity)).len();
+        assert!((RESUME_HEAD..=RESUME_LEN).contains(&len), "{len} bytes");
     }
 
     #[test]

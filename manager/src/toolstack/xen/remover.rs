@@ -67,14 +67,12 @@ impl Work {
 
     fn remove_one(&self, domid: u32) {
         // Somebody else may have destroyed it, and its number be another one's.
-        let is_other = match self.host.hypercalls.domain(domid) {
-            Ok(found) => found.is_some_and(|domain| domain.handle != SPARE),
-            Err(_) => false,
+        let removed = match self.host.hypercalls.domain(domid) {
+            Ok(Some(other)) if other.handle != SPARE => return,
+            Ok(_) => builder::remove(&self.host, domid).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
         };
-        if is_other {
-            return;
-        }
-        if let Err(error) = builder::remove(&self.host, domid) {
+        if let Err(error) = removed {
             tracing::error!(domid, %error, "the domain of a capsule that has moved stays behind");
         }
     }
