@@ -45,8 +45,8 @@ impl Kept {
 
     /// One that leads there and is whole, as far as can be seen from here.
     pub(super) fn take(&self, to: &Place) -> Option<(Reader, Writer)> {
+        self.end_old();
         let mut idle = self.idle();
-        idle.retain(|idle| idle.since.elapsed() < KEPT);
         let found = idle.extract_if(.., |idle| idle.to == *to);
         // The youngest; those that are seen to be broken are gone.
         let mut whole: Vec<_> =

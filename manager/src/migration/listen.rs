@@ -75,7 +75,11 @@ fn address_of_card() -> io::Result<IpAddr> {
     setsockopt(&socket, sockopt::BindToDevice, &CARD.into())?;
     // Nothing is sent (RFC 5737).
     socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
-    Ok(socket.local_addr()?.ip())
+    let address = socket.local_addr()?.ip();
+    if address.is_unspecified() || address.is_loopback() {
+        return Err(io::ErrorKind::AddrNotAvailable.into());
+    }
+    Ok(address)
 }
 
 /// Reads as many bytes as there is room for.

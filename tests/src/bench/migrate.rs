@@ -417,12 +417,13 @@ fn against_xl(sizes: &[u64], extent: Extent, figures: &mut Figures) -> anyhow::R
     for load in loads {
         let mut it = Compared { load, ours: vec![], xl: vec![] };
         let rounds = if load.mib <= 64 && extent == Extent::All { 2 } else { 1 };
-        if load.is_full() {
-            copies = vec![pair.copy_rate()?];
+        let is_compared = load.is_full() && sizes.last() == Some(&load.mib);
+        if is_compared {
+            copies.push(pair.copy_rate()?);
         }
         for _ in 0..rounds {
             it.ours.push(pair.ours(load, DirtyTracking::Best)?);
-            if load.is_full() {
+            if is_compared {
                 copies.push(pair.copy_rate()?);
             }
             it.xl.push(xl.trip(load)?);
