@@ -4,6 +4,9 @@
 //! How long a guest stands still is told by itself and by a client on the first node. Both
 //! toolstacks' guests look at the same clock, the wall clock, which goes on meanwhile; that of the
 //! other node may be ahead or behind, so what counts is the mean of both directions.
+//!
+//! The speed of the machine underneath varies by half within minutes. So whatever is compared is
+//! measured alternately: with xl, the smallest size with the largest, moves with plain copies.
 
 mod plot;
 mod xl;
@@ -30,6 +33,14 @@ const SIZES: [u64; 4] = [16, 64, 256, 512];
 const CLIENT_MIB: u64 = 16;
 /// What a small guest fills of its memory in MiB: with the kernel and its heap that makes 8.
 const SMALL_FILL: u64 = 7;
+/// Trips of the smallest and of the largest size, one after the other, that are compared.
+const TRIPS: usize = 5;
+/// Moves that are compared with plain copies.
+const TRANSFERS: usize = 9;
+/// Memory in MiB of the capsule whose transfer is compared with plain copies; half of it is full.
+const TRANSFER_MIB: u64 = 256;
+/// What a plain copy copies in MiB.
+const COPY_MIB: u32 = 64;
 /// Attempts that are looked at for what tracking costs.
 const ATTEMPTS: usize = 9;
 /// How far apart the wall clocks of nodes may be, by which guests tell of moves and silences.
@@ -186,27 +197,31 @@ impl Pair {
         for (from, to) in [(0, 1), (1, 0)] {
             self.quiet(load)?;
             let since = now_ns();
-            let how = Precopy { dirty, ..Precopy::default() };
             let start = Instant::now();
-            let told = self.apis[from].migrate(&self.apis[to], "moving", &how);
+            let told = self.go(from, to, dirty)?;
             let total_ms = ms(start.elapsed());
-            let told = told.map_err(anyhow::Error::msg)?;
-            let rounds = told.iter().filter_map(|step| match step {
-                Progress::Round(round) => Some(round.clone()),
-                _ => None,
-            });
-            let rounds: Vec<Round> = rounds.collect();
-            let moved = match told.last() {
-                Some(Progress::Done(moved)) => moved.clone(),
-                other => bail!("the move ended with {other:?}"),
-            };
             let app_ms = self.figure(to, "moving", "moved", since)?;
             let client_ms = load.vif.then(|| self.figure(0, "asking", "silence", since)).transpose()?;
-            ways.push((total_ms, app_ms, client_ms, (rounds, moved)));
+            ways.push((total_ms, app_ms, client_ms, told));
         }
         self.remove(0, "moving");
         self.remove(0, "asking");
         Ok(trip(ways))
+    }
+
+    /// Moves the capsule "moving" from one node to the other; what the daemon says of it.
+    fn go(&self, from: usize, to: usize, dirty: DirtyTracking) -> anyhow::Result<(Vec<Round>, Moved)> {
+        let how = Precopy { dirty, ..Precopy::default() };
+        let told = self.apis[from].migrate(&self.apis[to], "moving", &how).map_err(anyhow::Error::msg)?;
+        let rounds = told.iter().filter_map(|step| match step {
+            Progress::Round(round) => Some(round.clone()),
+            _ => None,
+        });
+        let rounds = rounds.collect();
+        match told.last() {
+            Some(Progress::Done(moved)) => Ok((rounds, moved.clone())),
+            other => bail!("the move ended with {other:?}"),
+        }
     }
 
     fn figure(&self, node: usize, capsule: &str, word: &str, since: u128) -> anyhow::Result<f64> {
@@ -218,20 +233,45 @@ impl Pair {
         figure.context("there was one just now")
     }
 
-    /// Bytes per second of a plain copy over TCP between the two.
-    fn copy_rate(&self) -> anyhow::Result<f64> {
-        let rates: Vec<f64> = (0..3).map(|_| self.copy(64)).collect::<anyhow::Result<_>>()?;
-        Ok(median(&rates))
+    /// The rate of a capsule's first round, whose pages cannot be packed, against that of a plain copy
+    /// over TCP the same way, right before and right after it: the median of several moves.
+    fn against_copies(&self, transfers: usize) -> anyhow::Result<f64> {
+        let half = (TRANSFER_MIB / 2).to_string();
+        self.start(0, "moving", TRANSFER_MIB, false, &["hold", &half, "noise"])?;
+        let mut ratios = Vec::new();
+        for (from, to) in [(0, 1), (1, 0)].into_iter().cycle().take(transfers) {
+            self.apis.iter().try_for_each(rig::quiet)?;
+            let before = self.copy(from, to)?;
+            let (rounds, _) = self.go(from, to, DirtyTracking::Best)?;
+            let copied = (before + self.copy(from, to)?) / 2.0;
+            let first = rounds.first().context("a move has a round")?;
+            let rate = first.bytes as f64 / (first.ms / 1e3);
+            println!("transfer: {:.1} MB/s, plain copies over TCP: {:.1} MB/s", rate / 1e6, copied / 1e6);
+            ratios.push(rate / copied);
+        }
+        self.remove(transfers % 2, "moving");
+        Ok(median(&ratios))
     }
 
-    /// Copies so many MiB; bytes per second.
-    fn copy(&self, mib: u32) -> anyhow::Result<f64> {
-        let address = lan_address(&self.nodes[1])?;
-        self.nodes[1].sh("setsid /tmp/fcap-probe drain 9998 >/dev/null 2>&1 &")?;
-        wait_for_port(&self.nodes[1], 9998)?;
-        let seconds = self.nodes[0].sh(&format!("/tmp/fcap-probe pour {address}:9998 {mib}"))?;
+    /// Bytes per second of a plain copy over TCP.
+    fn copy(&self, from: usize, to: usize) -> anyhow::Result<f64> {
+        let address = lan_address(&self.nodes[to])?;
+        self.nodes[to].sh("setsid /tmp/fcap-probe drain 9998 >/dev/null 2>&1 &")?;
+        wait_for_port(&self.nodes[to], 9998)?;
+        let seconds = self.nodes[from].sh(&format!("/tmp/fcap-probe pour {address}:9998 {COPY_MIB}"))?;
         let seconds: f64 = seconds.trim().parse().with_context(|| format!("no figure in {seconds:?}"))?;
-        Ok(f64::from(mib << 20) / seconds)
+        Ok(f64::from(COPY_MIB << 20) / seconds)
+    }
+
+    /// Trips of a small capsule in the least and in the most memory.
+    fn across_sizes(&self, [least, most]: [u64; 2]) -> anyhow::Result<[Compared; 2]> {
+        let mut both = [least, most].map(|mib| Compared { load: Load::small(mib), ours: vec![], xl: vec![] });
+        for _ in 0..TRIPS {
+            for it in &mut both {
+                it.ours.push(self.ours(it.load, DirtyTracking::Best)?);
+            }
+        }
+        Ok(both)
     }
 
     /// What tracking costs a capsule that writes to all of 4 MiB every 5 ms: by how much the processor
@@ -246,7 +286,7 @@ impl Pair {
         let mut looks = Vec::new();
         for _ in 0..ATTEMPTS {
             let start = self.look("writing")?;
-            self.copy(64)?;
+            self.copy(0, 1)?;
             let untracked = self.look("writing")?;
             // All rounds of an attempt that comes to nothing.
             let hopeless = ["--max-downtime", "1", "-q"];
@@ -407,8 +447,6 @@ type Figures = serde_json::Map<String, serde_json::Value>;
 fn against_xl(sizes: &[u64], extent: Extent, figures: &mut Figures) -> anyhow::Result<Vec<Compared>> {
     let pair = Pair::new(Node::two_log_dirty()?)?;
     let xl = Xl::new(&pair)?;
-    // Around the moves of the largest capsule whose memory cannot be packed.
-    let mut copies = Vec::new();
     let loads = sizes.iter().flat_map(|&mib| [Load::small(mib), Load::full(mib), Load::with_vif(mib)]);
     let mut compared = Vec::new();
     // One of each that does not count: pages of programs and libraries come in.
@@ -417,15 +455,8 @@ fn against_xl(sizes: &[u64], extent: Extent, figures: &mut Figures) -> anyhow::R
     for load in loads {
         let mut it = Compared { load, ours: vec![], xl: vec![] };
         let rounds = if load.mib <= 64 && extent == Extent::All { 2 } else { 1 };
-        let is_compared = load.is_full() && sizes.last() == Some(&load.mib);
-        if is_compared {
-            copies.push(pair.copy_rate()?);
-        }
         for _ in 0..rounds {
             it.ours.push(pair.ours(load, DirtyTracking::Best)?);
-            if is_compared {
-                copies.push(pair.copy_rate()?);
-            }
             it.xl.push(xl.trip(load)?);
         }
         it.print();
@@ -438,17 +469,15 @@ fn against_xl(sizes: &[u64], extent: Extent, figures: &mut Figures) -> anyhow::R
     let is_full = |load: &Load| load.is_full();
     let app = |trip: &Trip| trip.app_ms;
     let total = |trip: &Trip| trip.total_ms;
-    let small: Vec<&Compared> = compared.iter().filter(|it| is_small(&it.load)).collect();
-    let (least, most) = (small[0], small[small.len() - 1]);
-    let full = compared.iter().rfind(|it| is_full(&it.load)).context("nothing was full")?;
-    let rounds = |it: &Compared| it.ours.iter().flat_map(|trip| trip.moves.clone()).collect::<Vec<_>>();
-    let first_rounds = rounds(full).into_iter().filter_map(|(rounds, _)| rounds.into_iter().next());
-    let rate = mean(first_rounds.map(|round| round.bytes as f64 / (round.ms / 1e3)));
-    let copied = mean(copies);
-    let on_wire = rounds(least)
-        .into_iter()
+    let least = compared.iter().find(|it| is_small(&it.load)).context("nothing was small")?;
+    let on_wire = least.ours.iter().flat_map(|trip| &trip.moves);
+    let on_wire = on_wire
         .filter_map(|(rounds, moved)| Some(moved.bytes as f64 / (rounds.first()?.pages as f64 * 4096.0)));
-    println!("transfer: {:.1} MB/s, plain copy over TCP: {:.1} MB/s", rate / 1e6, copied / 1e6);
+    println!("the smallest and the largest alternately:");
+    let [smallest, largest] = pair.across_sizes([SIZES[0], SIZES[SIZES.len() - 1]])?;
+    smallest.print();
+    largest.print();
+    let link_ratio = pair.against_copies(if extent == Extent::All { TRANSFERS } else { 2 })?;
     let slowdown = [pair.slowdown("guest")?, pair.slowdown("log")?];
     println!(
         "a page written takes {:.2} times as long of the guest's processor time with tracking, {:.2} with log-dirty",
@@ -466,10 +495,10 @@ fn against_xl(sizes: &[u64], extent: Extent, figures: &mut Figures) -> anyhow::R
             ("xl_downtime_ms", least.xl(app)),
             ("total_ms", least.ours(total)),
             ("xl_total_ms", least.xl(total)),
-            ("downtime_512_over_16", most.ours(app) / least.ours(app)),
-            ("total_512_over_16", most.ours(total) / least.ours(total)),
+            ("downtime_512_over_16", largest.ours(app) / smallest.ours(app)),
+            ("total_512_over_16", largest.ours(total) / smallest.ours(total)),
             ("wire_ratio", on_wire.fold(0.0, f64::max)),
-            ("link_ratio", rate / copied),
+            ("link_ratio", link_ratio),
             ("tracking_ratio", slowdown[0] / slowdown[1].max(1e-3)),
         ]
         .map(|(name, figure)| (name.to_owned(), json!(figure))),

@@ -4,7 +4,8 @@
 //! with a text, says "ready", and looks at its clocks every millisecond. When it finds itself in
 //! another domain, it says how much has passed since the last time, by the wall clock (which may be
 //! another one there: less than nothing may have passed) and by its own. It answers datagrams at
-//! [`PORT`] if it has a network. `guest-move ask ADDRESS` sends such a datagram every five
+//! [`PORT`] if it has a network. `guest-move hold MIB noise|words` fills memory and does nothing more.
+//! `guest-move ask ADDRESS` sends such a datagram every five
 //! milliseconds, and says for how long no answer came. `guest-move write MIB` writes to each page
 //! of that much memory every [`SWEEP`], and says how many it has done in a while. All times are in
 //! nanoseconds, and the first in each line is when it was, since 1970.
@@ -38,9 +39,10 @@ async fn main() -> Result<(), String> {
     };
     match args[..] {
         ["rest", mib, content] => rest(bytes(mib)?, content).await,
+        ["hold", mib, content] => hold(bytes(mib)?, content).await,
         ["ask", address] => ask(address).await,
         ["write", mib] => write(bytes(mib)?).await,
-        _ => Err("usage: guest-move rest MIB noise|words | ask ADDRESS | write MIB".into()),
+        _ => Err("usage: guest-move rest|hold MIB noise|words | ask ADDRESS | write MIB".into()),
     }
 }
 
@@ -112,6 +114,17 @@ async fn rest(bytes: usize, content: &str) -> Result<(), String> {
             println!("moved {} {by_wall} {}", now.0, now.1.duration_since(own).as_nanos());
         }
         (wall, own) = now;
+        // Else it is memory that nobody needs.
+        core::hint::black_box(&memory);
+    }
+}
+
+async fn hold(bytes: usize, content: &str) -> Result<(), String> {
+    let mut memory = vec![0; bytes];
+    fill(&mut memory, content)?;
+    println!("ready");
+    loop {
+        time::sleep(Duration::from_secs(3600)).await;
         // Else it is memory that nobody needs.
         core::hint::black_box(&memory);
     }
