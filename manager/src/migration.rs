@@ -32,6 +32,7 @@ mod kept;
 pub mod leave;
 pub mod listen;
 mod luggage;
+pub mod records;
 pub mod tls;
 
 use std::collections::{HashMap, HashSet};

@@ -19,7 +19,8 @@ use xen_proto::suspend;
 
 use super::journal::{Attempt, Begun, In, Journal};
 use super::luggage::{self, LOG_END};
-use super::tls::{PeerId, Reader, Writer};
+use super::records::{Reader, Writer};
+use super::tls::PeerId;
 use super::{Passport, UnderWay, describe};
 use crate::capsule::Capsule;
 use crate::capsule::driver::{Begin, Driver};

@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::tls::{PeerId, Reader, Writer};
+use super::records::{Reader, Writer};
+use super::tls::PeerId;
 
 /// How long the source keeps a connection.
 pub(super) const KEPT: Duration = Duration::from_secs(120);

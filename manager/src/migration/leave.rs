@@ -25,7 +25,8 @@ use super::journal::{self, Attempt, Journal, Out};
 use super::kept::{KEPT, Place};
 use super::listen::{read_exact, write_all};
 use super::luggage::{self, LOG_END};
-use super::tls::{PeerId, Reader, Writer};
+use super::records::{Reader, Writer};
+use super::tls::PeerId;
 use super::{ASK, BUSY, GONE, MOVE, Passport, RELEASED, TAKEN, WELCOME, arrive, describe};
 use crate::capsule::console::Console;
 use crate::capsule::{Capsule, Command, Phase};
@@ -187,13 +188,14 @@ pub async fn migrate(
         let result = travel(&daemon, &leaving, &peer, &request.how, &options, &mut tell);
         let (outcome, last) = match result {
             Ok(Travelled::Refrained) => (Some(Outcome::Kept), Progress::Possible),
-            Ok(Travelled::Arrived(domain, stats, (mut reader, mut writer))) => {
+            Ok(Travelled::Arrived(domain, stats, connection)) => {
                 daemon.metrics.left(&stats);
                 // Its log is removed with it, so it is read first.
                 let log = capsule.log.segments();
                 let mut phase = capsule.phase();
                 capsule.tell(Command::Left(Outcome::Moved(peer.node.clone())));
                 let config = &leaving.saved.config;
+                let (mut reader, mut writer) = *connection;
                 let sent = log.and_then(|log| luggage::send(&daemon, config, &log, &mut reader, &mut writer));
                 match sent {
                     Ok(()) => keep(&daemon, &peer, (reader, writer)),
@@ -244,7 +246,7 @@ async fn ask_to_leave(capsule: &Arc<Capsule>, options: &Options) -> Result<Leavi
 enum Travelled {
     /// The capsule is at its destination, to which this is the connection. What is left of its
     /// domain here goes when the traveller is dropped.
-    Arrived(Box<Traveller>, MigrateStats, (Reader, Writer)),
+    Arrived(Box<Traveller>, MigrateStats, Box<(Reader, Writer)>),
     /// It was only asked whether it could go.
     Refrained,
 }
@@ -297,7 +299,7 @@ fn travel(
     let connection = (&mut reader, &mut writer);
     let id = peer.attempt;
     match source::migrate(&mut domain, &mut claim, connection, id, Reason::Migrate, options, &mut observe) {
-        Ok(stats) => Ok(Travelled::Arrived(Box::new(domain), stats, (reader, writer))),
+        Ok(stats) => Ok(Travelled::Arrived(Box::new(domain), stats, Box::new((reader, writer)))),
         Err(failure) if how.dry_run && matches!(failure.error, MigrateError::Cancelled) => {
             Ok(Travelled::Refrained)
         }
@@ -342,6 +344,9 @@ fn greet((reader, writer): &mut (Reader, Writer), attempt: &Attempt) -> io::Resu
 
 /// Keeps a connection for the next capsule that goes there.
 fn keep(daemon: &Arc<Daemon>, peer: &Peer, connection: (Reader, Writer)) {
+    if connection.1.is_worn() {
+        return;
+    }
     daemon.migrations.kept.keep(peer.place.clone(), connection);
     let daemon_then = Arc::downgrade(daemon);
     daemon.runtime().spawn(async move {

@@ -10,7 +10,8 @@ use tokio::runtime::Handle;
 
 use super::journal::{Attempt, In};
 use super::kept::WAITED_FOR;
-use super::tls::{PeerId, Reader, Writer};
+use super::records::{Reader, Writer};
+use super::tls::PeerId;
 use super::{ASK, BUSY, GONE, MOVE, RELEASED, TAKEN, WELCOME, arrive};
 use crate::daemon::Daemon;
 

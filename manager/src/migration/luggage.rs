@@ -25,7 +25,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::listen::{read_exact, write_all};
-use super::tls::{Reader, Writer};
+use super::records::{Reader, Writer};
 use crate::capsule::Capsule;
 use crate::capsule::config::Config;
 use crate::daemon::Daemon;

@@ -5,19 +5,14 @@
 //! side is told the fingerprint of the other's by the client, who has authenticated both nodes, and
 //! takes no other. Either way both are authenticated. The name that is asked for tells which
 //! certificate is meant.
-//!
-//! A connection is parted into a reader and a writer, for two threads.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
-use fcap_tls::{Credentials, Fingerprint, PeerError, Role, Subject, explain, write_secret};
-use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use fcap_tls::{Credentials, Fingerprint, PeerError, Role, Subject, write_secret};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
@@ -29,20 +24,10 @@ use rustls::{
     ServerConfig, ServerConnection, SignatureScheme,
 };
 
+use super::records::{self, Reader, Writer};
+
 /// How long the other side may take to answer while the connection is made.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// After so long without progress the engine is asked whether to go on.
-const LOOK: Duration = Duration::from_secs(1);
-/// Most bytes decrypted at a time.
-const PIECE: usize = 64 << 10;
-/// Most bytes of a record of TLS 1.3 (RFC 8446, section 5.2).
-const RECORD: usize = 5 + (16 << 10) + 256;
-/// Most bytes encrypted at a time. What the kernel gets at once it cuts into packets at once, and the
-/// last of them is a small one.
-const BATCH: usize = 256 << 10;
-/// Most bytes that wait in the socket to be sent: the rest of a move would wait behind them, and
-/// how long writes take would say nothing about the link. Enough for a gigabit over 5 ms.
-const SEND_BUFFER: usize = 512 << 10;
 /// The name in certificates of nodes' own making, and the one that is asked for when one is meant.
 const NAME: &str = "fcap-node";
 /// The name that is asked for when a certificate of the cluster's authority is meant.
@@ -132,7 +117,7 @@ impl Identity {
         peer: &PeerId,
         member: Option<&Credentials>,
     ) -> io::Result<(Reader, Writer)> {
-        let (config, name) = match peer {
+        let (mut config, name) = match peer {
             PeerId::Pinned(peer) => {
                 let verifier = Arc::new(Pinned { peer: Some(*peer), provider: self.provider.clone() });
                 let config = ClientConfig::builder_with_provider(self.provider.clone())
@@ -149,6 +134,7 @@ impl Identity {
                 (member.client(Subject::node(name).map_err(io::Error::other)?), MEMBER)
             }
         };
+        config.enable_secret_extraction = true;
         let socket = TcpStream::connect_timeout(&address, HANDSHAKE)?;
         let name = ServerName::try_from(name).map_err(io::Error::other)?;
         let client = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
@@ -175,6 +161,7 @@ impl Identity {
             .with_cert_resolver(Arc::new(shown));
         // Nobody comes back to an old session.
         config.send_tls13_tickets = 0;
+        config.enable_secret_extraction = true;
         let server = ServerConnection::new(Arc::new(config)).map_err(io::Error::other)?;
         let (reader, writer, certificate) = split(socket, server.into())?;
         let peer = match (member, Subject::of(&certificate)) {
@@ -311,186 +298,24 @@ impl ClientCertVerifier for Pinned {
     }
 }
 
-/// What reader and writer of a connection share.
-struct Shared {
-    connection: Mutex<Connection>,
-    socket: TcpStream,
-}
-
-impl Shared {
-    fn connection(&self) -> MutexGuard<'_, Connection> {
-        self.connection.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
-/// Finishes the handshake and parts the connection in two.
+/// Makes the connection, takes the other side's certificate, and parts it in two.
 fn split(
     socket: TcpStream,
     mut connection: Connection,
 ) -> io::Result<(Reader, Writer, CertificateDer<'static>)> {
     socket.set_nodelay(true)?;
-    connection.set_buffer_limit(Some(2 * BATCH));
-    setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER)?;
     socket.set_read_timeout(Some(HANDSHAKE))?;
     socket.set_write_timeout(Some(HANDSHAKE))?;
-    while connection.is_handshaking() {
-        connection.complete_io(&mut &socket).map_err(|error| match explain(&error) {
-            Some(why) => io::Error::new(error.kind(), why),
-            None => error,
-        })?;
-    }
-    while connection.wants_write() {
-        connection.write_tls(&mut &socket)?;
-    }
+    records::shake_hands(&socket, &mut connection)?;
     let peer = connection.peer_certificates().and_then(|chain| chain.first());
     let peer = peer.ok_or_else(|| io::Error::other(PeerError::NoCertificate))?.clone().into_owned();
-    socket.set_read_timeout(Some(LOOK))?;
-    socket.set_write_timeout(Some(LOOK))?;
-    let shared = Arc::new(Shared { connection: Mutex::new(connection), socket });
-    let writer = Writer { shared: shared.clone() };
-    Ok((Reader { shared, arrived: vec![0; PIECE].into(), fresh: 0..0 }, writer, peer))
-}
-
-/// Reads from a connection. Waits for a second at most.
-pub struct Reader {
-    shared: Arc<Shared>,
-    /// What came from the socket is in here,
-    arrived: Box<[u8]>,
-    /// and what of it has not been decrypted.
-    fresh: Range<usize>,
-}
-
-impl Reader {
-    /// Whether something comes within this time, or is here. The end of the connection counts.
-    ///
-    /// # Errors
-    /// When the connection is broken.
-    pub fn wait(&mut self, time: Duration) -> io::Result<bool> {
-        if self.holds_something()? {
-            return Ok(true);
-        }
-        let socket = &self.shared.socket;
-        socket.set_read_timeout(Some(time))?;
-        let seen = socket.peek(&mut [0]);
-        socket.set_read_timeout(Some(LOOK))?;
-        nothing_yet(seen).map(|nothing| !nothing)
-    }
-
-    /// Whether nothing has come that was not read, and the connection has neither ended nor broken.
-    pub fn is_silent(&mut self) -> bool {
-        let socket = &self.shared.socket;
-        let look = || {
-            socket.set_nonblocking(true)?;
-            let seen = socket.peek(&mut [0]);
-            socket.set_nonblocking(false)?;
-            nothing_yet(seen)
-        };
-        matches!(look(), Ok(true)) && matches!(self.holds_something(), Ok(false))
-    }
-
-    fn holds_something(&mut self) -> io::Result<bool> {
-        let state = self.shared.connection().process_new_packets().map_err(io::Error::other)?;
-        Ok(!self.fresh.is_empty() || state.plaintext_bytes_to_read() > 0)
-    }
-
-    /// Decrypts until there is something to read or nothing left to decrypt; the library holds
-    /// only so much, and takes no more before that is read.
-    fn decrypt(&mut self, connection: &mut Connection) -> io::Result<()> {
-        while !self.fresh.is_empty() {
-            let mut rest = &self.arrived[self.fresh.clone()];
-            connection.read_tls(&mut rest)?;
-            self.fresh.start = self.fresh.end - rest.len();
-            // The first that is read may say that the other side does not believe us.
-            let state = connection
-                .process_new_packets()
-                .map_err(|error| io::Error::other(PeerError::from(&error)))?;
-            if state.plaintext_bytes_to_read() > 0 {
-                break;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Read for Reader {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let shared = self.shared.clone();
-        loop {
-            let mut connection = shared.connection();
-            match connection.reader().read(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                other => return other,
-            }
-            if !self.fresh.is_empty() {
-                self.decrypt(&mut connection)?;
-                continue;
-            }
-            // The writer can go on meanwhile.
-            drop(connection);
-            // Who wants much is woken when it is here. So much comes for sure: what is wanted, but
-            // for a record of which a part has come before.
-            let (most, flags) = match bytes.len().saturating_sub(RECORD).min(PIECE) {
-                0 => (PIECE, MsgFlags::empty()),
-                sure => (sure, MsgFlags::MSG_WAITALL),
-            };
-            let len = recv(shared.socket.as_raw_fd(), &mut self.arrived[..most], flags)?;
-            self.fresh = 0..len;
-            if len == 0 {
-                shared.connection().read_tls(&mut io::empty())?;
-            }
-        }
-    }
-}
-
-/// Whether a look into a socket has found neither bytes nor the end.
-fn nothing_yet(seen: io::Result<usize>) -> io::Result<bool> {
-    match seen {
-        Ok(_) => Ok(false),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(true),
-        Err(error) => Err(error),
-    }
-}
-
-/// Writes to a connection. Waits for a second at most.
-pub struct Writer {
-    shared: Arc<Shared>,
-}
-
-impl Writer {
-    /// Sends what is encrypted. A reader waits meanwhile; nobody reads who has something to send.
-    fn send(&self, connection: &mut Connection) -> io::Result<()> {
-        while connection.wants_write() {
-            match connection.write_tls(&mut &self.shared.socket) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Write for Writer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut connection = self.shared.connection();
-        self.send(&mut connection)?;
-        let len = connection.writer().write(&bytes[..bytes.len().min(BATCH)])?;
-        match self.send(&mut connection) {
-            // What is encrypted is sent by and by.
-            Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                Err(error)
-            }
-            _ => Ok(len),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.send(&mut self.shared.connection())
-    }
+    let (reader, writer) = records::part(socket, connection)?;
+    Ok((reader, writer, peer))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::TcpListener;
 
     use fcap_tls::{Authority, VALIDITY};
