@@ -275,30 +275,34 @@ impl Pair {
     }
 
     /// What tracking costs a capsule that writes to all of 4 MiB every 5 ms: by how much the processor
-    /// time of its own grows that a page takes. One that wrote without a pause would hide it: it comes
-    /// to each page thousands of times between two rounds, and the processor's speed varies by more.
+    /// time of its own grows that a page takes, for each of these ways to track. One that wrote without
+    /// a pause would hide it: it comes to each page thousands of times between two rounds, and the
+    /// processor's speed varies by more.
     ///
-    /// The median of several attempts to move it, each against a plain copy right before it, because
-    /// each switch between dom0 and the guest costs the guest as well.
-    fn slowdown(&self, dirty: &str) -> anyhow::Result<f64> {
+    /// The median of several attempts to move it, one way after the other, each against a plain copy
+    /// right before it, because each switch between dom0 and the guest costs the guest as well.
+    fn slowdown<const N: usize>(&self, ways: [&str; N]) -> anyhow::Result<[f64; N]> {
         self.start(0, "writing", 16, false, &["write", "4"])?;
         self.wait_for_written("writing", 0)?;
-        let mut looks = Vec::new();
+        let mut looks = ways.map(|_| Vec::new());
         for _ in 0..ATTEMPTS {
-            let start = self.look("writing")?;
-            self.copy(0, 1)?;
-            let untracked = self.look("writing")?;
-            // All rounds of an attempt that comes to nothing.
-            let hopeless = ["--max-downtime", "1", "-q"];
-            let moving =
-                [&["migrate", "--dirty", dirty], &hopeless[..], &["writing", self.nodes[1].name()]].concat();
-            let output = self.nodes[0].cloud_fcap(&moving).output()?;
-            looks.push((start, untracked, self.look("writing")?));
-            let told = String::from_utf8_lossy(&output.stderr);
-            ensure!(
-                told.contains("further rounds gain nothing"),
-                "it has not stayed for its writing: {told}"
-            );
+            for (dirty, looks) in ways.iter().zip(&mut looks) {
+                let start = self.look("writing")?;
+                self.copy(0, 1)?;
+                let untracked = self.look("writing")?;
+                // All rounds of an attempt that comes to nothing.
+                let hopeless = ["--max-downtime", "1", "-q"];
+                let moving =
+                    [&["migrate", "--dirty", dirty], &hopeless[..], &["writing", self.nodes[1].name()]]
+                        .concat();
+                let output = self.nodes[0].cloud_fcap(&moving).output()?;
+                looks.push((start, untracked, self.look("writing")?));
+                let told = String::from_utf8_lossy(&output.stderr);
+                ensure!(
+                    told.contains("further rounds gain nothing"),
+                    "it has not stayed for its writing: {told}"
+                );
+            }
         }
         let last = self.look("writing")?;
         self.wait_for_written("writing", last.0)?;
@@ -307,11 +311,14 @@ impl Pair {
         let cost = |from: (u128, u64), to: (u128, u64)| {
             Ok::<_, anyhow::Error>((to.1 - from.1) as f64 / (written(&log, to.0)? - written(&log, from.0)?))
         };
-        let slower = |&(start, untracked, tracked): &(_, _, _)| {
-            Ok::<_, anyhow::Error>(cost(untracked, tracked)? / cost(start, untracked)? - 1.0)
-        };
-        let slower: Vec<f64> = looks.iter().map(slower).collect::<anyhow::Result<_>>()?;
-        Ok(median(&slower).max(0.0))
+        let mut slower = [0.0; N];
+        for (slower, looks) in slower.iter_mut().zip(looks) {
+            let each = looks.into_iter().map(|(start, untracked, tracked)| {
+                Ok::<_, anyhow::Error>(cost(untracked, tracked)? / cost(start, untracked)? - 1.0)
+            });
+            *slower = median(&each.collect::<anyhow::Result<Vec<f64>>>()?).max(0.0);
+        }
+        Ok(slower)
     }
 
     /// The time, and what processor time a capsule has used by then.
@@ -478,7 +485,7 @@ fn against_xl(sizes: &[u64], extent: Extent, figures: &mut Figures) -> anyhow::R
     smallest.print();
     largest.print();
     let link_ratio = pair.against_copies(if extent == Extent::All { TRANSFERS } else { 2 })?;
-    let slowdown = [pair.slowdown("guest")?, pair.slowdown("log")?];
+    let slowdown = pair.slowdown(["guest", "log"])?;
     println!(
         "a page written takes {:.2} times as long of the guest's processor time with tracking, {:.2} with log-dirty",
         1.0 + slowdown[0],
