@@ -60,7 +60,8 @@ fn ns(duration: Duration) -> u64 {
 /// A moment on the monotonic clock.
 ///
 /// The clock goes on when the capsule moves to another node, and includes the time that it stood
-/// still then, as far as the nodes know it. While a capsule is saved to a file its clock stands.
+/// still then, which both nodes measure. For the time in a file it goes by the wall clocks of the
+/// nodes that wrote and read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant {
     ns: u64,

@@ -12,6 +12,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 use fcap_migrate::{
@@ -30,6 +31,7 @@ use xen_proto::{
     frame::{Mfn, PAGE_SIZE, Pfn},
     gnttab,
     start_info::StartInfo,
+    suspend,
 };
 
 use super::{
@@ -425,15 +427,23 @@ impl XenIncoming {
         Ok(())
     }
 
-    /// What is new to a capsule that goes on.
-    fn records(&self, states: &[State]) -> Vec<u8> {
-        let since = Self::state(states, SUSPENDED_AT, 0).and_then(|bytes| bytes.try_into().ok());
-        // Clocks of two machines differ; none of them makes time run backwards.
-        let stood = since.map_or(0, |since| now_ns().saturating_sub(u64::from_le_bytes(since)));
+    /// What is new to a capsule that goes on, whose state came at that moment.
+    fn records(&self, states: &[State], came: Instant) -> Vec<u8> {
+        let suspended = Self::state(states, SUSPENDED_AT, 0).map(<[u8]>::as_chunks::<8>);
+        let stood = match suspended.map(|(numbers, _)| numbers) {
+            // Clocks of two machines differ, by hours perhaps. So each tells how long it took.
+            Some([_, stood, ..]) if self.arrival.reason == suspend::Reason::Migrate => {
+                let here = u64::try_from(came.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                u64::from_le_bytes(*stood).saturating_add(here)
+            }
+            // It lay in a file, and nobody has looked at a clock meanwhile.
+            Some([since, ..]) => now_ns().saturating_sub(u64::from_le_bytes(*since)),
+            _ => 0,
+        };
         records(stood, self.arrival.identity.as_ref())
     }
 
-    fn hold(&self, states: &[State]) -> DomainResult<Held> {
+    fn hold(&self, states: &[State], came: Instant) -> DomainResult<Held> {
         let frame = self.frame(self.arrival.places.console);
         let page = self.map(&[frame.ok_or_else(|| nonsense("there is no console page".into()))?])?;
         let console = Console::adopt(page);
@@ -443,7 +453,7 @@ impl XenIncoming {
         let flags = keep | late | self.arrival.reason.bits();
         console.change_flags(flags, !flags);
         if self.arrival.is_capsule {
-            console.write_resume(&self.records(states));
+            console.write_resume(&self.records(states, came));
         }
         let port = self.shared.events.bind(self.domid, CONSOLE_PORT);
         Ok(Held { port: port.map_err(failed("binding of the console's event channel"))?, console })
@@ -524,6 +534,7 @@ impl DestinationDomain for XenIncoming {
     }
 
     fn finish(&mut self, last: FinalState) -> DomainResult<()> {
+        let came = Instant::now();
         self.steps = Steps::start();
         self.windows.clear();
         self.give_back(&last.absent)?;
@@ -537,7 +548,7 @@ impl DestinationDomain for XenIncoming {
         self.steps.end("check tables");
         self.vcpus(&last.states, start_info)?;
         self.steps.end("processors");
-        let held = self.hold(&last.states)?;
+        let held = self.hold(&last.states, came)?;
         let hypercalls = &self.host().hypercalls;
         hypercalls.set_handle(self.domid, self.arrival.uuid).map_err(failed("naming of the domain"))?;
         let late = if !self.arrival.is_capsule || self.known.load(Ordering::Relaxed) {

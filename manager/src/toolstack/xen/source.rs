@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fcap_migrate::{
@@ -41,7 +41,8 @@ const CAPSULE_FRAMES_MAX: u64 = (2 << 30) / PAGE_SIZE as u64;
 /// How long a capsule has to suspend itself.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Kind of the piece of state that says when it was suspended: nanoseconds since the Unix epoch.
+/// Kind of the piece of state that says when it was suspended, in nanoseconds since the Unix epoch,
+/// and how many nanoseconds it had stood still when this was written.
 pub(super) const SUSPENDED_AT: u16 = state::MANAGER;
 
 /// What all parts of a departure look at.
@@ -163,7 +164,8 @@ pub(super) struct XenSource {
     start_info: Option<u64>,
     /// Its first processor's state since then.
     context: Option<Context>,
-    suspended_at_ns: u64,
+    /// When it was suspended: nanoseconds since the Unix epoch, and by the clock that only goes on.
+    suspended: (u64, Instant),
     vcpus: u32,
     /// The domain is nobody's any more, and still takes its memory.
     disowned: bool,
@@ -206,7 +208,7 @@ impl XenSource {
             shared_info: Some(shared_info),
             start_info: None,
             context: None,
-            suspended_at_ns: 0,
+            suspended: (0, Instant::now()),
             vcpus: info.vcpus.max(1),
             disowned: false,
         })
@@ -322,7 +324,7 @@ impl SourceDomain for XenSource {
                 return Err(DomainError::NoAnswer { seconds: PATIENCE.as_secs() });
             }
         }
-        self.suspended_at_ns = now_ns();
+        self.suspended = (now_ns(), Instant::now());
         let context =
             host.hypercalls.context(domid, 0).map_err(failed("reading of the processor's state"))?;
         let context = Context(Box::new(context));
@@ -344,10 +346,11 @@ impl SourceDomain for XenSource {
         let start_info = self.start_info.ok_or_else(|| nonsense("it is not suspended".into()))?;
         let mut states =
             vec![State { kind: state::START_INFO, index: 0, bytes: start_info.to_le_bytes().to_vec() }];
+        let stood = u64::try_from(self.suspended.1.elapsed().as_nanos()).unwrap_or(u64::MAX);
         states.push(State {
             kind: SUSPENDED_AT,
             index: 0,
-            bytes: self.suspended_at_ns.to_le_bytes().to_vec(),
+            bytes: [self.suspended.0, stood].map(u64::to_le_bytes).concat(),
         });
         for vcpu in 0..self.vcpus {
             let mut add = |kind, bytes| states.push(State { kind, index: vcpu as u16, bytes });
