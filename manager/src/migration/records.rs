@@ -1,10 +1,10 @@
 //! The records of a connection that is made (RFC 8446, section 5), on their way through its socket.
 //!
 //! rustls makes the connection: it finds out who the other side is, and agrees with it on keys. What
-//! goes over it then is nothing but bytes, as many as a capsule has. In the library's own buffers each
-//! of them is copied twice more, and both sides wait for one lock. So from there on the ciphers that
-//! the library has agreed on encrypt and decrypt here, where the bytes are. Nobody asks for new keys,
-//! nor hands out tickets for later: a record that does is refused.
+//! goes over it then is nothing but bytes, as many as a capsule has. On its way out of the library's
+//! own buffers each of them is copied twice more, and reader and writer wait for one lock. So from there
+//! on the ciphers that the library has agreed on encrypt and decrypt here, where the bytes are. Nobody
+//! asks for new keys, nor hands out tickets for later: a record that does is refused.
 //!
 //! A connection is parted into a reader and a writer, for two threads.
 
@@ -43,6 +43,11 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Makes the connection, and takes no byte that comes after that from the socket.
 pub(super) fn shake_hands(mut socket: &TcpStream, connection: &mut Connection) -> io::Result<()> {
+    // As a reader says it, and not in terms of a buffer.
+    let ended = |error: io::Error| match error.kind() {
+        ErrorKind::UnexpectedEof => ErrorKind::UnexpectedEof.into(),
+        _ => error,
+    };
     let mut record = Vec::new();
     loop {
         while connection.wants_write() {
@@ -52,9 +57,9 @@ pub(super) fn shake_hands(mut socket: &TcpStream, connection: &mut Connection) -
             return Ok(());
         }
         record.resize(HEADER, 0);
-        socket.read_exact(&mut record)?;
+        socket.read_exact(&mut record).map_err(ended)?;
         record.resize(HEADER + length(&record), 0);
-        socket.read_exact(&mut record[HEADER..])?;
+        socket.read_exact(&mut record[HEADER..]).map_err(ended)?;
         let mut rest = &record[..];
         while !rest.is_empty() {
             connection.read_tls(&mut rest)?;

@@ -12,7 +12,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use fcap_migrate::{
@@ -429,17 +429,9 @@ impl XenIncoming {
 
     /// What is new to a capsule that goes on, whose state came at that moment.
     fn records(&self, states: &[State], came: Instant) -> Vec<u8> {
-        let suspended = Self::state(states, SUSPENDED_AT, 0).map(<[u8]>::as_chunks::<8>);
-        let stood = match suspended.map(|(numbers, _)| numbers) {
-            // Clocks of two machines differ, by hours perhaps. So each tells how long it took.
-            Some([_, stood, ..]) if self.arrival.reason == suspend::Reason::Migrate => {
-                let here = u64::try_from(came.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                u64::from_le_bytes(*stood).saturating_add(here)
-            }
-            // It lay in a file, and nobody has looked at a clock meanwhile.
-            Some([since, ..]) => now_ns().saturating_sub(u64::from_le_bytes(*since)),
-            _ => 0,
-        };
+        let suspended = Self::state(states, SUSPENDED_AT, 0).unwrap_or_default();
+        let moves = self.arrival.reason == suspend::Reason::Migrate;
+        let stood = stood_ns(suspended, moves.then(|| came.elapsed()), now_ns());
         records(stood, self.arrival.identity.as_ref())
     }
 
@@ -609,11 +601,43 @@ impl Incoming for XenIncoming {
     }
 }
 
+/// For how long a domain has stood still, by what its source says of that ([`SUSPENDED_AT`]), how long
+/// it has been here if it came from another node, and the wall clock. Whatever the source says, it is
+/// no moment before it was suspended.
+fn stood_ns(suspended: &[u8], here: Option<Duration>, now_ns: u64) -> u64 {
+    let (numbers, _) = suspended.as_chunks();
+    match (numbers, here) {
+        // Clocks of two nodes differ, by hours perhaps. So each says how long it took.
+        (&[_, there, ..], Some(here)) => {
+            let here = u64::try_from(here.as_nanos()).unwrap_or(u64::MAX);
+            u64::from_le_bytes(there).saturating_add(here)
+        }
+        // It lay in a file, and nobody has looked at a clock meanwhile.
+        (&[since, ..], _) => now_ns.saturating_sub(u64::from_le_bytes(since)),
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use xen_proto::console::{RESUME_HEAD, RESUME_LEN};
 
     use super::*;
+
+    #[test]
+    fn the_clocks_of_nodes_say_nothing_of_how_long_a_move_took() {
+        let state = [3_600_000_000_000_u64, 5_000_000].map(u64::to_le_bytes).concat();
+        let here = Some(Duration::from_millis(7));
+        // This node's clock is an hour behind, right, an hour ahead.
+        for now in [0, 3_600_000_000_000, 7_200_000_000_000] {
+            assert_eq!(stood_ns(&state, here, now), 12_000_000);
+        }
+        assert_eq!(stood_ns(&state, None, 3_600_000_000_009), 9);
+        assert_eq!(stood_ns(&state, None, 0), 0, "time does not run backwards");
+        let lies = [0, u64::MAX].map(u64::to_le_bytes).concat();
+        assert_eq!(stood_ns(&lies, here, 0), u64::MAX);
+        assert_eq!(stood_ns(&[], here, 9), 0);
+    }
 
     #[test]
     fn tables_are_pinned_once_and_only_those_that_the_domain_has_pinned() {

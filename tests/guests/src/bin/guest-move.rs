@@ -15,7 +15,7 @@
 extern crate alloc;
 
 use alloc::rc::Rc;
-use core::cell::Cell;
+use core::{cell::Cell, future};
 
 use libos::prelude::*;
 use libos::time::{self, Duration, Instant, SystemTime};
@@ -123,11 +123,9 @@ async fn hold(bytes: usize, content: &str) -> Result<(), String> {
     let mut memory = vec![0; bytes];
     fill(&mut memory, content)?;
     println!("ready");
-    loop {
-        time::sleep(Duration::from_secs(3600)).await;
-        // Else it is memory that nobody needs.
-        core::hint::black_box(&memory);
-    }
+    // Else it is memory that nobody needs.
+    core::hint::black_box(&memory);
+    future::pending().await
 }
 
 async fn answer() -> Result<(), net::Error> {
