@@ -1,7 +1,7 @@
 //! Capsules that move between nodes, into files and out of them, as users have it.
 //!
-//! The tests share one cloud of two nodes and run one after the other; the test of a hypervisor
-//! that tracks dirty pages has a cloud of its own.
+//! The tests share one cloud of two nodes and run one after the other; those that need another
+//! hypervisor, or another time of day, have a cloud of their own.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::MutexGuard;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fcap_api::{Capsule, State};
 use fcap_tests::cli;
@@ -256,6 +256,24 @@ fn memory_clocks_and_log_are_whole_after_moves_of_every_kind() {
     diary.check().unwrap();
     assert_eq!(diary.saying("suspend Migrate").count(), kinds.len());
     assert_eq!(diary.saying("resume").count(), kinds.len());
+}
+
+#[test]
+fn a_clock_goes_on_where_the_time_of_day_is_hours_ahead() {
+    // Of its own: their clocks stay apart, and time of day must not go back for others' guests.
+    let [here, there] = Node::two(false).unwrap();
+    there.sh("date -s @$(($(date +%s) + 7200))").unwrap();
+    let begun = Instant::now();
+    guest_suspend(&here, "guest");
+    here.cloud_ok(&["migrate", "-q", "guest", there.name()]).unwrap();
+    runs_only(&there, &here, "guest");
+    is_well(&there, "guest").unwrap();
+    let diary = Diary::read(&there, "guest");
+    diary.check().unwrap();
+    let clocks = diary.clocks();
+    let ((_, day_first), (since_start, day_last)) = (clocks[0], clocks[clocks.len() - 1]);
+    assert!(day_last - day_first > Duration::from_secs(7000), "it does not see the other clock: {clocks:?}");
+    assert!(since_start <= begun.elapsed(), "its clock has run ahead: {clocks:?}");
 }
 
 #[test]
