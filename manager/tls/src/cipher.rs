@@ -5,6 +5,7 @@
 //! arithmetic is several times faster: then ChaCha20-Poly1305 is computed by [`scalar`]. What
 //! encrypts a record, and how keys are made and agreed on, is rustls's in either case.
 
+mod assembly;
 mod scalar;
 
 use std::sync::{Arc, LazyLock};

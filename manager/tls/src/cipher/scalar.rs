@@ -1,10 +1,13 @@
 //! ChaCha20 and Poly1305 (RFC 8439) with plain arithmetic of 32 and 64 bits.
 //!
 //! Nothing but additions, products, exclusive ors, rotations and shifts by fixed amounts: no
-//! table, no branch and no address depends on a secret.
+//! table, no branch and no address depends on a secret. What is done for each block is written
+//! twice, here and as [`assembly`](super::assembly).
 
-/// Bytes of a block of key stream.
-const BLOCK: usize = 64;
+use std::slice;
+
+use super::assembly::{Assembly, BLOCK, PART};
+
 /// Bytes of a tag.
 pub(super) const TAG: usize = 16;
 /// "expand 32-byte k", section 2.3.
@@ -53,18 +56,17 @@ impl Key {
         state
     }
 
+    /// Section 2.4.
     fn xor_key_stream(&self, nonce: &[u8; 12], counter: u32, content: &mut [u8]) {
         let mut state = self.state(nonce, counter);
-        #[cfg(target_arch = "x86_64")]
-        if std::is_x86_feature_detected!("bmi2") {
-            #[expect(unsafe_code)]
-            // SAFETY: the processor has the instructions, as was just seen.
-            unsafe {
-                xor_with_rorx(&mut state, content)
-            };
-            return;
+        let (blocks, rest) = content.as_chunks_mut();
+        xor(Assembly::find(), &mut state, blocks);
+        if !rest.is_empty() {
+            let mut last = [0; BLOCK];
+            last[..rest.len()].copy_from_slice(rest);
+            xor(Assembly::find(), &mut state, slice::from_mut(&mut last));
+            rest.copy_from_slice(&last[..rest.len()]);
         }
-        xor(&mut state, content);
     }
 
     /// Section 2.8: of header and content, each filled up to a multiple of 16, and their lengths.
@@ -74,10 +76,10 @@ impl Key {
         let mut poly = Poly::new(&once);
         poly.padded(header);
         poly.padded(content);
-        let mut lengths = [0; 16];
+        let mut lengths = [0; PART];
         lengths[..8].copy_from_slice(&(header.len() as u64).to_le_bytes());
         lengths[8..].copy_from_slice(&(content.len() as u64).to_le_bytes());
-        poly.blocks(&lengths);
+        poly.padded(&lengths);
         poly.finish()
     }
 }
@@ -88,35 +90,21 @@ fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
     std::array::from_fn(|index| u32::from_le_bytes(words[index]))
 }
 
-/// The same code with rotations that leave the flags alone: where flags are computed by software,
-/// they are half of the work.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "bmi2")]
-fn xor_with_rorx(state: &mut [u32; 16], content: &mut [u8]) {
-    xor(state, content);
-}
-
 /// Exclusive or of content and key stream from the state's block on.
-#[inline(always)]
-fn xor(state: &mut [u32; 16], content: &mut [u8]) {
-    let (blocks, rest) = content.as_chunks_mut::<BLOCK>();
-    for content in blocks {
+fn xor(assembly: Option<Assembly>, state: &mut [u32; 16], content: &mut [[u8; BLOCK]]) {
+    if let Some(assembly) = assembly {
+        return assembly.xor(state, content);
+    }
+    for content in content {
         let stream = block(state);
         state[12] = state[12].wrapping_add(1);
         for (bytes, word) in content.as_chunks_mut::<4>().0.iter_mut().zip(stream) {
             *bytes = (u32::from_le_bytes(*bytes) ^ word).to_le_bytes();
         }
     }
-    if !rest.is_empty() {
-        let stream = block(state).map(u32::to_le_bytes);
-        for (byte, stream) in rest.iter_mut().zip(stream.as_flattened()) {
-            *byte ^= stream;
-        }
-    }
 }
 
 /// Section 2.3.
-#[inline(always)]
 fn block(state: &[u32; 16]) -> [u32; 16] {
     let mut x = *state;
     for _ in 0..10 {
@@ -131,7 +119,6 @@ fn block(state: &[u32; 16]) -> [u32; 16] {
 }
 
 /// Section 2.1.
-#[inline(always)]
 fn quarter(x: &mut [u32; 16], [a, b, c, d]: [usize; 4]) {
     x[a] = x[a].wrapping_add(x[b]);
     x[d] = (x[d] ^ x[a]).rotate_left(16);
@@ -156,30 +143,33 @@ const LOW_42: u64 = (1 << 42) - 1;
 
 impl Poly {
     fn new(key: &[u8; 32]) -> Self {
-        let [r, pad] = key.as_chunks::<16>().0 else { unreachable!("32 bytes are two numbers") };
+        let [r, pad] = key.as_chunks::<PART>().0 else { unreachable!("32 bytes are two numbers") };
         let r = u128::from_le_bytes(*r) & 0x0fff_fffc_0fff_fffc_0fff_fffc_0fff_ffff;
         Self { r: limbs(r), h: [0; 3], pad: u128::from_le_bytes(*pad) }
     }
 
     /// Bytes filled up with zeros to whole blocks.
     fn padded(&mut self, bytes: &[u8]) {
-        let whole = bytes.len() / 16 * 16;
-        self.blocks(&bytes[..whole]);
-        if whole < bytes.len() {
-            let mut last = [0; 16];
-            last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-            self.blocks(&last);
+        let (blocks, rest) = bytes.as_chunks();
+        self.blocks(Assembly::find(), blocks);
+        if !rest.is_empty() {
+            let mut last = [0; PART];
+            last[..rest.len()].copy_from_slice(rest);
+            self.blocks(Assembly::find(), &[last]);
         }
     }
 
     /// Whole blocks: h = (h + block) * r, nearly reduced modulo 2^130 - 5.
-    fn blocks(&mut self, bytes: &[u8]) {
+    fn blocks(&mut self, assembly: Option<Assembly>, blocks: &[[u8; PART]]) {
         let [r0, r1, r2] = self.r;
         // What overflows 132 bits comes back four times, and 2^130 is 5.
         let (s1, s2) = (r1 * 20, r2 * 20);
+        if let Some(assembly) = assembly {
+            return assembly.multiply(&mut self.h, &[r0, r1, r2, s1, s2], blocks);
+        }
         let [mut h0, mut h1, mut h2] = self.h;
         let product = |a: u64, b: u64| u128::from(a) * u128::from(b);
-        for block in bytes.as_chunks::<16>().0 {
+        for block in blocks {
             let [b0, b1, b2] = limbs(u128::from_le_bytes(*block));
             h0 += b0;
             h1 += b1;
@@ -226,6 +216,8 @@ fn limbs(number: u128) -> [u64; 3] {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn hex(text: &str) -> Vec<u8> {
@@ -261,11 +253,45 @@ mod tests {
         ] {
             let mut key = [0; 32];
             key[..r.len() / 2].copy_from_slice(&hex(r));
-            let mut poly = Poly::new(&key);
-            poly.blocks(&hex(&blocks));
             let mut tag = hex(expected);
             tag.resize(TAG, 0);
-            assert_eq!(poly.finish()[..], tag, "r = {r}");
+            for way in [None, Assembly::find()] {
+                let mut poly = Poly::new(&key);
+                poly.blocks(way, hex(&blocks).as_chunks().0);
+                assert_eq!(poly.finish()[..], tag, "r = {r}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn both_ways_give_the_same(
+            state: [u32; 16],
+            mut blocks in proptest::collection::vec(any::<[u8; BLOCK]>(), 0..5),
+            key: [u8; 32],
+            // As large as a step leaves them.
+            h in [0..=LOW_44, 0..=2 * LOW_44, 0..=LOW_42],
+        ) {
+            let (mut again, mut states) = (blocks.clone(), [state; 2]);
+            xor(None, &mut states[0], &mut blocks);
+            xor(Assembly::find(), &mut states[1], &mut again);
+            prop_assert_eq!(&blocks, &again);
+            prop_assert_eq!(states[0], states[1]);
+            let sums = [None, Assembly::find()].map(|way| {
+                let mut poly = Poly { h, ..Poly::new(&key) };
+                poly.blocks(way, blocks.as_flattened().as_chunks().0);
+                poly.h
+            });
+            prop_assert_eq!(sums[0], sums[1]);
+        }
+    }
+
+    #[test]
+    fn counters_begin_again_after_the_last() {
+        for way in [None, Assembly::find()] {
+            let mut state = [u32::MAX; 16];
+            xor(way, &mut state, &mut [[0; BLOCK]]);
+            assert_eq!(state[11..14], [u32::MAX, 0, u32::MAX]);
         }
     }
 }
