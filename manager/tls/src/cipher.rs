@@ -5,8 +5,32 @@
 //! arithmetic is several times faster: then ChaCha20-Poly1305 is computed by [`scalar`]. What
 //! encrypts a record, and how keys are made and agreed on, is rustls's in either case.
 
+#[cfg(target_arch = "x86_64")]
 mod assembly;
 mod scalar;
+
+/// Clients run on other processors too.
+#[cfg(not(target_arch = "x86_64"))]
+mod assembly {
+    use super::scalar::{BLOCK, PART};
+
+    #[derive(Clone, Copy)]
+    pub(super) enum Assembly {}
+
+    impl Assembly {
+        pub(super) fn find() -> Option<Self> {
+            None
+        }
+
+        pub(super) fn xor(self, _: &mut [u32; 16], _: &mut [[u8; BLOCK]]) {
+            match self {}
+        }
+
+        pub(super) fn multiply(self, _: &mut [u64; 3], _: &[u64; 5], _: &[[u8; PART]]) {
+            match self {}
+        }
+    }
+}
 
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};

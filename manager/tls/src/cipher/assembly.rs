@@ -10,10 +10,7 @@
 
 use std::arch::naked_asm;
 
-/// Bytes of a block of ChaCha20.
-pub(super) const BLOCK: usize = 64;
-/// Bytes of a block of Poly1305.
-pub(super) const PART: usize = 16;
+use super::scalar::{BLOCK, PART};
 
 /// The processor has the instructions that are used here.
 #[derive(Clone, Copy)]
@@ -42,6 +39,20 @@ impl Assembly {
             unsafe { multiply(h, r, content.as_ptr(), content.len()) }
         }
     }
+}
+
+/// Registers are the caller's.
+macro_rules! save {
+    () => {
+        "push rbx\npush rbp\npush r12\npush r13\npush r14\npush r15"
+    };
+}
+
+/// They are as they were.
+macro_rules! restore_and_return {
+    () => {
+        "pop r15\npop r14\npop r13\npop r12\npop rbp\npop rbx\nret"
+    };
 }
 
 /// A quarter of a quarter round: `sum += addend; turned = (turned ^ sum) >>> by`.
@@ -77,12 +88,7 @@ macro_rules! quarters {
 #[unsafe(naked)]
 unsafe extern "sysv64" fn xor(state: &mut [u32; 16], content: *mut [u8; BLOCK], blocks: usize) {
     naked_asm!(
-        "push rbx",
-        "push rbp",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
+        save!(),
         "push rdi",
         "movdqu xmm0, [rdi]",
         "movdqu xmm1, [rdi + 16]",
@@ -166,13 +172,7 @@ unsafe extern "sysv64" fn xor(state: &mut [u32; 16], content: *mut [u8; BLOCK], 
         "jnz 2b",
         "pop rdi",
         "movdqu [rdi + 48], xmm3",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
-        "ret",
+        restore_and_return!(),
     )
 }
 
@@ -216,12 +216,7 @@ unsafe extern "sysv64" fn multiply(
     blocks: usize,
 ) {
     naked_asm!(
-        "push rbx",
-        "push rbp",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
+        save!(),
         "push rdi",
         "movq xmm0, rdx",
         "movq xmm1, rcx",
@@ -291,13 +286,7 @@ unsafe extern "sysv64" fn multiply(
         "mov [rdi], r8",
         "mov [rdi + 8], r9",
         "mov [rdi + 16], r10",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
-        "ret",
+        restore_and_return!(),
         low_44 = const (1_u64 << 44) - 1,
         low_42 = const (1_u64 << 42) - 1,
         end = const 1_u64 << 40,

@@ -6,8 +6,12 @@
 
 use std::slice;
 
-use super::assembly::{Assembly, BLOCK, PART};
+use super::assembly::Assembly;
 
+/// Bytes of a block of ChaCha20.
+pub(super) const BLOCK: usize = 64;
+/// Bytes of a block of Poly1305.
+pub(super) const PART: usize = 16;
 /// Bytes of a tag.
 pub(super) const TAG: usize = 16;
 /// "expand 32-byte k", section 2.3.
